@@ -146,7 +146,7 @@ def read_idx(
         if len(data) != size: raise NoisynbError(f'it promises {size:,} values and holds {"more" if len(data) > size else format(len(data), ",")}; fetch it again')
         return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
-# %% ../nbs/01_datasets.ipynb #319288e8
+# %% ../nbs/01_datasets.ipynb #c0505f1a
 class _Dtype:
     "Stands for a pickled dtype: plain numbers or fixed-width text only"
     def __init__(self, code, *_):
@@ -155,8 +155,7 @@ class _Dtype:
         self.value = np.dtype(code)
 
     def __setstate__(self, state):
-        _, order, *rest = state[:5]
-        if rest != [None]*3: raise pickle.UnpicklingError('it holds a structured array')
+        _, order, *_ = state # the rest describes structured arrays, which `_Dtype` is never
         self.value = self.value.newbyteorder(order.decode() if isinstance(order, bytes) else order)
 
 class _Array:
@@ -166,9 +165,10 @@ class _Array:
         *_, shape, dtype, fortran, raw = state
         self.value = _frombuffer(raw, dtype, shape, 'F' if fortran else 'C')
 
-def _frombuffer(raw, dtype, shape, order='C'):
+def _frombuffer(raw, dtype, shape, order='C', axes=None): # order 'K': contiguous but for the order of its axes
     if not isinstance(dtype, _Dtype): raise pickle.UnpicklingError('it holds an array without a type')
-    return np.frombuffer(raw, dtype.value).reshape(shape, order=order)
+    flat = np.frombuffer(raw, dtype.value)
+    return flat.reshape(shape).transpose(axes) if order == 'K' else flat.reshape(shape, order=order)
 
 # %% ../nbs/01_datasets.ipynb #cac48df8
 class SafeUnpickler(pickle.Unpickler):

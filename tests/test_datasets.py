@@ -390,6 +390,12 @@ def test_unpickler_reads_what_data_need(a, v, protocol, fortran):
     np.testing.assert_array_equal(back['a'], a); assert back['a'].dtype == a.dtype
     assert back['v'] == v
 
+@pytest.mark.parametrize('protocol', range(6))
+def test_unpickler_keeps_the_order_of_axes(protocol):
+    a = np.arange(24).reshape(2, 3, 4)
+    for b in (np.asfortranarray(a), a.transpose(1, 0, 2), a[:, ::-1, ::2]):
+        np.testing.assert_array_equal(read_pickle(pickle.dumps({'a': b}, protocol))['a'], b)
+
 def hostile(module, name, *args): return b'\x80\x02}U\x01dc' + f'{module}\n{name}\n'.encode() + pickle.dumps(args, 2)[2:-1] + b'Rs.'
 
 @pytest.mark.parametrize('module, name, args', [
@@ -402,7 +408,7 @@ def test_unpickler_looks_up_nothing_else(module, name, args):
     with pytest.raises(pickle.UnpicklingError, match='asks to call'): read_pickle(hostile(module, name, *args))
 
 def test_unpickler_has_no_side_doors():
-    for data in (hostile('_codecs', 'encode', 'aa', 'zlib'), hostile('__builtin__', 'bytes', 10**12), hostile('__builtin__', 'bytes', [10**9]), hostile('numpy', 'ndarray', (10**12,)), hostile('numpy', 'dtype', 'O8'), hostile('numpy', 'dtype', 'V8'),
+    for data in (hostile('_codecs', 'encode', 'aa', 'zlib'), hostile('_codecs', 'encode', 'aa', 'utf8'), hostile('__builtin__', 'bytes', 10**12), hostile('__builtin__', 'bytes', [10**9]), hostile('numpy', 'ndarray', (10**12,)), hostile('numpy', 'dtype', 'O8'), hostile('numpy', 'dtype', 'V8'),
             pickle.dumps({'a': np.array([{}, 1], object)}), pickle.dumps({'a': np.zeros(2, [('x', 'i4')])}), pickle.dumps({'a': np.zeros(2, 'M8[s]')}),
             pickle.dumps({'a': np.float64(1)}), b'\x80\x02}U\x01dU\x03keyQs.'):
         with pytest.raises(Exception) as e: read_pickle(data)
@@ -417,7 +423,7 @@ def test_a_dtype_cannot_hide_pointers():
         believed = pickle.loads(b'\x80\x02' + lie % b'V8' + b'.', encoding='latin1')
     assert believed['f'] == np.dtype('O') and not believed.hasobject
     for code in (b'V8', b'u8'):
-        with pytest.raises(pickle.UnpicklingError): read_pickle(b'\x80\x02}U\x01d' + lie % code + b's.')
+        with pytest.raises(pickle.UnpicklingError, match='array of type'): read_pickle(b'\x80\x02}U\x01d' + lie % code + b's.')
 
 # ---- npz
 
@@ -451,7 +457,7 @@ def test_npz_without_test_images(tmp_path, images, labels):
     (dict(train_labels=np.full(10, np.nan)), 'nan at row 0'),
     (dict(train_labels=np.zeros(10, int)), 'two classes'),
     (dict(train_labels=-(np.arange(10) % 3)), 'hold -1 at row 1'),
-    (dict(test_labels=np.array([0, 1, 2, 10**9])), '1000000000'),
+    (dict(test_labels=np.array([0, 1, 2, 10**6])), '1000000'),
     (dict(class_names=np.array(['a', 'b'])), 'hold 2 at row 2; with 2 classes'),
     (dict(class_names=np.zeros(3)), 'class_names are float64'),
     (dict(class_names=np.array(['a', 'b', None])), 'Python objects'),

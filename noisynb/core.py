@@ -69,13 +69,15 @@ def torch_generator(
     state = generator(seed, purpose).integers(2**63)
     return torch.Generator(device=device).manual_seed(int(state))
 
-# %% ../nbs/00_core.ipynb #cf35aee8
+# %% ../nbs/00_core.ipynb #d1ad0dbf
 def pick_device(
     device:str='auto', # 'auto', 'cpu', 'cuda' or 'cuda:1'
 )->str:
     "CUDA where there is one, else the CPU; an asked-for device that is absent is an error"
     if device == 'cpu': return device
     if device != 'auto' and not str(device).startswith('cuda'): raise NoisynbError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'")
+    drivers = '/dev/nvidiactl', '/dev/nvhost-ctrl', '/dev/kfd', '/dev/dxg'
+    if device == 'auto' and sys.platform == 'linux' and not any(map(os.path.exists, drivers)): return 'cpu' # without the second that PyTorch takes to start
     import torch
     if torch.cuda.is_available(): return 'cuda' if device == 'auto' else device
     if device == 'auto': return 'cpu'

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['methods', 'check_embeddings', 'check_labels', 'NoisyLabelClassifier', 'method_class', 'make', 'load']
 
-# %% ../../nbs/20_methods.base.ipynb #a0fb5557
+# %% ../../nbs/20_methods.base.ipynb #2f59081b
 import importlib, inspect, json
 from pathlib import Path
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from ..core import NoisynbError, atomic_path, unknown
 
-# %% ../../nbs/20_methods.base.ipynb #1da176a4
+# %% ../../nbs/20_methods.base.ipynb #ab2eb525
 def check_embeddings(
     estimator, # whose input this is
     X, # (n, d) numbers
@@ -23,7 +23,7 @@ def check_embeddings(
     "`X` as a finite two-dimensional array, or an error that names the value, the place and the remedy"
     if getattr(X, 'ndim', 2) == 4: raise NoisynbError(f'X has shape {X.shape}, which looks like images; {type(estimator).__name__} '
         "works on embeddings (n, d): make them with noisynb.embeddings.extract(images, 'raw') or a backbone")
-    X = validate_data(estimator, X, reset=reset, dtype=[np.float32, np.float64], order='C', ensure_all_finite=False)
+    X = validate_data(estimator, X, reset=reset, dtype=[np.float32, np.float64], order='C', ensure_all_finite=False, ensure_min_samples=int(reset))
     finite = np.isfinite(X.sum(1, dtype=np.float64))
     if not finite.all():
         row = int(np.argmin(finite))
@@ -32,7 +32,7 @@ def check_embeddings(
             f'({(~finite).sum():,} of {len(X):,} rows are affected); remove or repair these rows first')
     return X
 
-# %% ../../nbs/20_methods.base.ipynb #6e0b2abd
+# %% ../../nbs/20_methods.base.ipynb #579a4f18
 def check_labels(
     y, # (n,) given labels
     n:int, # how many there should be
@@ -40,7 +40,7 @@ def check_labels(
     "The classes in sorted order and the labels as their positions"
     if y is None: raise NoisynbError('fit requires y to be passed, but the target y is None; give one label per example')
     y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
+    if y.ndim == 2 and y.shape[1] == 1: y = column_or_1d(y, warn=True)
     if y.shape != (n,): raise NoisynbError(f'y has shape {y.shape} for {n:,} examples; give one label per example')
     if y.dtype.kind == 'f' and not np.isfinite(y).all():
         raise NoisynbError(f'y contains NaN or inf at row {int(np.argmin(np.isfinite(y)))}; drop the examples that have no label')
@@ -99,11 +99,12 @@ def _unflatten(arrays, plain):
         node[last] = np.array(v['text']) if isinstance(v, dict) else v
     return tree
 
-# %% ../../nbs/20_methods.base.ipynb #9b069a26
+# %% ../../nbs/20_methods.base.ipynb #bb9ad2fc
 methods = dict(
     knn=('noisynb.methods.wann:KNN', 'plain vote of the k nearest neighbours: what doing nothing about the noise gives'),
     ann=('noisynb.methods.wann:ANN', 'adaptive nearest neighbours: the size of the neighbourhood follows the labels'),
     wann=('noisynb.methods.wann:WANN', 'weighted adaptive nearest neighbours: votes count by their reliability'),
+    corrected=('noisynb.methods.wann:Corrected', 'votes of neighbours and kernel, corrected by the noise that they show (of this library)'),
 )
 
 def method_class(

@@ -1,0 +1,54 @@
+# make report   a first page, from a fresh clone
+# make test     everything that checks itself
+# make help     the rest
+
+VENV    ?= .venv
+PYTHON  ?= python3
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+
+bin   := $(VENV)/bin
+stamp := $(VENV)/.installed
+page  := reports/digits/instance-0.4/wann-seed0.html
+
+.DEFAULT_GOAL := help
+.PHONY: help report test docs lock clean
+
+help:
+	@echo 'make report  train WANN on wrong labels and write the page about it'
+	@echo 'make test    run every notebook and the test suite'
+	@echo 'make docs    write README.md from nbs/index.ipynb'
+	@echo 'make lock    refresh constraints.txt after a change in pyproject.toml'
+	@echo 'make clean   remove caches and build products ($(VENV) stays)'
+	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer), VENV=$(VENV), WORKERS=$(WORKERS)'
+
+# The environment is made once and again when what it is made from changes.
+$(stamp): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "noisynb needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo 'Installing the locked set into $(VENV); this happens once and takes a few minutes.'
+	@test -x $(bin)/pip || $(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+report: $(page)
+	@echo 'Open $(page); its numbers are in $(notdir $(page:.html=.json)) beside it.'
+
+$(page): $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb/*/*.py noisynb/templates/report/*)
+	$(bin)/noisynb run wann -p dataset digits -p noise_type instance -p noise_rate 0.4 -p seed 0 -o $(page:.html=.ipynb)
+
+# One thread per worker: the workers are forked from a parent that ran nothing parallel, and share the cores.
+test: $(stamp)
+	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers $(WORKERS)
+	$(bin)/python -m pytest
+
+docs: $(stamp)
+	$(bin)/noisynb readme
+
+lock: $(stamp)
+	$(bin)/python -m pip install --quiet uv
+	$(bin)/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis _proc _docs
+	find nbs noisynb tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,0 +1,230 @@
+"One run, from names to a record"
+import json, re, shlex
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+
+from noisynb import experiment, reports
+from noisynb.core import NoisynbError
+from noisynb.datasets import Dataset, Split, load
+from noisynb.experiment import check, command, prepare, published_for, run, spoil
+
+small = dict(n_train=240, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('NOISYNB_CACHE', str(tmp_path/'cache'))
+
+
+@pytest.fixture(scope='module')
+def wann(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('NOISYNB_CACHE', str(tmp_path_factory.mktemp('cache')))
+        return run(**small)
+
+
+def numbers(result):
+    "What must not change from run to run"
+    return {k: v for k, v in result.items() if not k.endswith(('seconds', 'cached', 'mib')) and k != 'provenance'}
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(method='wan'), "no method 'wan'; did you mean 'wann'"),
+    (dict(dataset='digit'), "did you mean 'digits'"),
+    (dict(dataset='nowhere.npz'), 'nowhere.npz'),
+    (dict(noise_type='symetric'), "did you mean 'symmetric'"),
+    (dict(noise_type='worst'), 'kind of noise for digits'),
+    (dict(noise_type='matrix'), 'kind of noise for digits'),
+    (dict(noise_rate=1.5), 'noise_rate is 1.5'), (dict(noise_rate=True), 'noise_rate is True'), (dict(noise_rate=None), 'noise_rate is None'), (dict(noise_rate='0.4'), "noise_rate is '0.4'"), (dict(noise_rate=float('nan')), 'noise_rate'),
+    (dict(options={'kmin': 5}), "did you mean 'k_min'"), (dict(options=[1]), 'give a dict'),
+    (dict(epochs=3), 'does not train in epochs'), (dict(time_budget=3), 'does not train in epochs'),
+    (dict(n_train=0), 'n_train is 0'), (dict(n_train=1.5), 'n_train is 1.5'), (dict(n_train=99_999), '1,257 training images'),
+    (dict(imbalance=0), 'imbalance is 0'), (dict(imbalance=2), 'imbalance is 2'),
+    (dict(device='cud'), "device is 'cud'"), (dict(seed=-1), 'seed'), (dict(seed='x'), 'seed'), (dict(embedding='rawr'), 'embedding'),
+])
+def test_mistakes_are_refused_in_words(wrong, message):
+    with pytest.raises(NoisynbError, match=re.escape(message)): run(**small | wrong)
+
+
+def test_names_are_checked_before_data_is_read(monkeypatch):
+    monkeypatch.setattr(experiment, 'load', lambda *a, **k: pytest.fail('read the data first'))
+    for wrong in (dict(method='wan'), dict(noise_type='x'), dict(options={'x': 1}), dict(noise_rate=7), dict(embedding='rawr')):
+        with pytest.raises(NoisynbError): run(**wrong)
+
+
+def test_numbers_against_scikit_learn(wann):
+    from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+    from sklearn.neighbors import KNeighborsClassifier
+    data, noisy, model, r = wann.data, wann.noisy, wann.model, wann.result
+    wrong = noisy.given != data.train.labels
+    flagged = model.label_quality_ < model.quality_threshold_
+    predicted = model.predict(wann.embedded.test)
+    expected = dict(noise_rate_realised=wrong.mean(), test_accuracy=accuracy_score(data.test.labels, predicted), test_balanced_accuracy=balanced_accuracy_score(data.test.labels, predicted),
+        test_macro_f1=f1_score(data.test.labels, predicted, average='macro'), label_error_auroc=roc_auc_score(wrong, -model.label_quality_), label_error_f1=f1_score(wrong, flagged),
+        label_error_average_precision=average_precision_score(wrong, -model.label_quality_), label_error_precision=precision_score(wrong, flagged), label_error_recall=recall_score(wrong, flagged),
+        n_flagged=flagged.sum(), correction_accuracy=(model.corrected_labels_ == data.train.labels).mean(), n_train=240, n_test=540, n_classes=10)
+    assert {k: r[k] for k in expected} == pytest.approx(expected)
+    for k in (11, 51):   # the baselines are plain votes on the same labels
+        plain = KNeighborsClassifier(k, algorithm='brute').fit(wann.embedded.train, noisy.given)
+        assert r['baseline_accuracy'][f'knn-{k}'] == pytest.approx(plain.score(wann.embedded.test, data.test.labels), abs=1.5/540)
+
+
+def test_same_seed_same_record_other_seed_other_labels(wann):
+    again, other = run(**small), run(**small | dict(seed=4))
+    assert numbers(again.result) == numbers(wann.result) and (again.noisy.given == wann.noisy.given).all()
+    assert numbers(other.result) != numbers(wann.result)
+
+
+def test_global_random_state_and_inputs_are_left_alone(wann):
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    run(**small)
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_labels_do_not_depend_on_method_or_embedding(wann):
+    other = run(method='knn', embedding='pca:8', options={'k': 3}, **small)
+    assert (other.noisy.given == wann.noisy.given).all() and (other.data.train.images == wann.data.train.images).all()
+    assert other.result['embedding'] == 'pca:8' and other.result['options'] == {'k': 3} and set(other.result['baseline_accuracy']) == {'knn-11', 'knn-51'}
+
+
+def test_a_method_is_not_its_own_baseline(): assert set(run(method='knn', **small).result['baseline_accuracy']) == {'knn-51'}
+
+
+@pytest.mark.parametrize('options', [{}, {'standardize': True}, {'metric': 'cosine'}])
+def test_graph_is_searched_once_and_its_seconds_are_kept(options, monkeypatch, tmp_path):
+    first = run(options=options, **small)
+    monkeypatch.setattr('noisynb.neighbors.NeighborGraph.fit', lambda *a: pytest.fail('searched again'))
+    second = run(options=options, **small)
+    a, b = first.result, second.result
+    assert (a['graph_cached'], b['graph_cached']) == (False, True) and numbers(a) == numbers(b)
+    assert a['graph_seconds'] == b['graph_seconds'] > 0 and a['fit_seconds'] > a['graph_seconds'] and b['fit_seconds'] > b['graph_seconds']
+    assert all(m.graph_ is second.graph for m in (second.model, *second.baselines.values()))
+
+
+@pytest.mark.parametrize('damage', ['indices.npy', 'graph.json', 'seconds'])
+def test_damaged_graph_is_made_again(damage, tmp_path):
+    first = run(**small)
+    path, = (tmp_path/'cache').rglob(damage)
+    path.write_bytes(path.read_bytes()[:-20] + b'x'*20)
+    again = run(**small)
+    assert not again.result['graph_cached'] and (again.graph.indices_ == first.graph.indices_).all() and run(**small).result['graph_cached']
+
+
+def test_unwritable_cache_is_a_note(tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('NOISYNB_CACHE', str(tmp_path/'file'))
+    this = run(**small)
+    assert this.result['graph_cached'] is False and any('not kept' in note for note in this.notes)
+
+
+def test_scaling_of_the_method_is_that_of_the_baselines():
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+    this = run(options={'standardize': True, 'k_max': 61}, **small)
+    assert all(m.standardize for m in this.baselines.values()) and this.graph.indices_.shape == (240, 61)
+    scaler = StandardScaler().fit(this.embedded.train)
+    plain = KNeighborsClassifier(11, algorithm='brute').fit(scaler.transform(this.embedded.train), this.noisy.given)
+    assert this.result['baseline_accuracy']['knn-11'] == pytest.approx(plain.score(scaler.transform(this.embedded.test), this.data.test.labels), abs=1.5/540)
+
+
+def test_few_examples(tmp_path):
+    "Fewer examples than neighbours: said once, not printed with folders"
+    this = run(n_train=30, seed=0)
+    assert this.result['n_train'] == 30 and this.notes and len(this.notes) == len(set(this.notes))
+
+
+def test_prepare_thins_the_training_part_only():
+    whole, data, rows = prepare('digits', n_train=100, imbalance=.1, seed=1)
+    assert (whole.train.images[rows] == data.train.images).all() and (whole.train.labels[rows] == data.train.labels).all() and data.test is whole.test
+    sizes = np.bincount(data.train.labels, minlength=10)
+    assert sizes.sum() == 100 and sizes[0] > 5*sizes[9] > 0
+    same, plain, every = prepare('digits')
+    assert same is plain and (every == np.arange(1257)).all()
+
+
+def test_ready_arrays_are_taken_row_by_row(tmp_path):
+    data = load('digits')
+    features = [split.images.reshape(len(split), -1).astype(np.float32) for split in (data.train, data.test)]
+    np.savez(tmp_path/'mine.npz', train=features[0], test=features[1])
+    this = run(embedding=str(tmp_path/'mine.npz'), **small)
+    assert (this.embedded.train == this.data.train.images.reshape(240, -1)).all() and this.result['embedding'] == 'mine.npz'
+    assert str(tmp_path) not in json.dumps(this.result)
+
+
+def tiny(n=60, human=True):
+    "Twelve-pixel images of three classes, labelled by people too"
+    g = np.random.default_rng(0)
+    y = np.arange(n) % 3
+    images = (g.integers(0, 60, (n, 2, 6, 1)) + 80*y[:, None, None, None]).astype(np.uint8)
+    return Dataset('tiny', Split(images, y, {'worst': np.where(np.arange(n) < n//4, (y + 1) % 3, y)} if human else {}), Split(images[:9], y[:9]), ('a', 'b', '<i>c</i>'))
+
+
+def test_human_labels_have_their_own_rate():
+    noisy = spoil(tiny(), 'worst', .9)
+    assert noisy.rate == .25 and noisy.rate_nominal is None
+
+
+def test_human_labels_in_the_record(monkeypatch):
+    data = tiny()
+    monkeypatch.setattr(experiment, 'load', lambda *a: data)
+    monkeypatch.setattr(experiment, 'available', lambda *a: True)
+    monkeypatch.setitem(experiment.datasets, 'tiny', SimpleNamespace(human=('worst',), asymmetric='pair'))
+    r = run(dataset='tiny', noise_type='worst', noise_rate=.9, options={'k_min': 3, 'k_max': 7}).result
+    assert r['noise_rate'] is None and r['noise_rate_realised'] == .25 and 'noise_rate' not in r['provenance']['command']
+
+
+def test_asymmetric_uses_the_map_of_the_data_set():
+    data = tiny(human=False)
+    noisy = spoil(data, 'asymmetric', .5)
+    assert (noisy.given[noisy.flipped] == (data.train.labels[noisy.flipped] + 1) % 3).all() and noisy.kind == 'asymmetric'
+
+
+def test_no_noise():
+    r = run(noise_type='none', **small).result
+    assert r['noise_rate'] == r['noise_rate_realised'] == 0 and r['label_error_auroc'] is None and r['label_error_recall'] is None
+
+
+def test_published_figures_need_the_same_setting():
+    figure = next(p for p in experiment.published if p['where']['method'] == 'wann' and p['where']['noise_rate'] == .4)
+    record = dict(figure['where'], seed=0)
+    assert published_for(record) == (.907, figure['source']) and 'replication' in figure['source']
+    for key, other in dict(dataset='cifar100', n_train=50_000, embedding='raw', noise_rate=.2, method='ann', options={'k_max': 31}).items():
+        assert published_for(record | {key: other})[0] != .907
+
+
+def test_command_makes_the_same_run(wann):
+    from noisynb.cli import declared, find_notebook, read_parameters
+    words = shlex.split(wann.result['provenance']['command'])
+    asked = read_parameters(words[2], [(words[i + 1], words[i + 2]) for i in range(3, len(words), 3)], declared(find_notebook()))
+    assert words[:3] == ['noisynb', 'run', 'wann'] and numbers(run(**asked).result) == numbers(wann.result)
+
+
+def test_command_names_no_folder_and_quotes():
+    p = dict(method='wann', dataset='/home/me/a b.npz', data_dir='/home/me', embedding='onnx:/home/me/net.onnx?size=64', noise_type='worst', noise_rate=.4, seed=1, n_train=None, imbalance=None,
+             epochs=None, time_budget=None, device='auto', options={'k_max': 31})
+    line = command(p)
+    assert '/home' not in line and shlex.split(line.replace('$NOISYNB_DATA', 'D')) == ['noisynb', 'run', 'wann', '-p', 'dataset', 'a b.npz', '-p', 'embedding', 'onnx:net.onnx?size=64',
+        '-p', 'noise_type', 'worst', '-p', 'seed', '1', '-p', 'options', '{"k_max": 31}', '-p', 'data_dir', 'D']
+
+
+def test_notebook_from_papermill_to_page(tmp_path):
+    "The whole way, on a data set of the user's own whose class names are HTML"
+    from papermill import execute_notebook
+    from noisynb.cli import find_notebook
+    data, evil = tiny(), ['<script>alert(1)</script>', 'b', 'c']
+    np.savez(tmp_path/'mine.npz', train_images=data.train.images, train_labels=data.train.labels, test_images=data.test.images, test_labels=data.test.labels, class_names=evil)
+    out = tmp_path/'out.ipynb'
+    execute_notebook(str(find_notebook()), str(out), dict(dataset=str(tmp_path/'mine.npz'), noise_type='symmetric', noise_rate=.3, options={'k_min': 3, 'k_max': 9}), progress_bar=False)
+    assert json.loads(reports.write_json(out).read_text()) == reports.read_result(out)
+    page = BeautifulSoup(reports.write_page(out).read_text(), 'html.parser')
+    headings = [h.get_text() for h in page.find_all(['h1', 'h2'])]
+    assert headings[0] == 'WANN on mine, 30\u202f% symmetric noise, seed 0' and headings[1:] == ['The data', 'What it thinks of each label', 'The most suspicious labels', 'What it cost', 'Where the numbers come from', 'The record']
+    assert not page.find_all('script') and 'given: <script>alert(1)</script>' in page.get_text() and page.find_all('img') and all(img['alt'] for img in page.find_all('img'))
+    assert out.with_suffix('.html').stat().st_size < 300_000 and str(tmp_path) not in page.get_text()
+    errors = [o for c in nbformat.read(out, 4).cells for o in c.get('outputs', []) if o.output_type in ('error', 'stream')]
+    assert not errors

@@ -64,14 +64,14 @@ def read_parameters(
         if asked[name] is None and known[name]['default'] != 'None': raise NoisynbError(f'{name} is {text!r}; it needs a value, such as {known[name]["default"]}')
     return asked
 
-# %% ../nbs/40_cli.ipynb #051b5658
+# %% ../nbs/40_cli.ipynb #a081d114
 def check(
     ask:dict, # all parameters, defaults included
 ):
     "Refuse what could not run: unknown names, unknown options, missing files"
     from noisynb.core import pick_device, unknown
     from noisynb.datasets import available, datasets, load
-    from noisynb.methods.base import make
+    from noisynb.methods import make
     from noisynb.noise import kinds
     make(ask['method'], **(ask['options'] or {}))
     data = ask['dataset']
@@ -155,9 +155,9 @@ def _run(args):
         if numbers.get(key) is not None: print(f'{label:30} {numbers[key]:.4f}')
     for label, path in ('page', page), ('record', record), ('notebook', executed): print(f'{label:9} {path}')
 
-# %% ../nbs/40_cli.ipynb #31b2d4d1
+# %% ../nbs/40_cli.ipynb #41b401d1
 def _methods():
-    from noisynb.methods.base import methods
+    from noisynb.methods import methods
     return {name: about for name, (_, about) in methods.items()}
 
 def _datasets():
@@ -216,7 +216,7 @@ def _report(args):
     from noisynb.reports import leaderboard
     print(leaderboard(args.folder))
 
-# %% ../nbs/40_cli.ipynb #ebc55ac6
+# %% ../nbs/40_cli.ipynb #af56b620
 def readme(
     notebook='nbs/index.ipynb', # with its outputs; its folder lies at the root
 )->tuple: # the text, and the bytes of each picture by its path
@@ -233,9 +233,10 @@ def readme(
     for c in nb.cells:
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?![\w+.-]+:|[#/])([^)#\s]+)', at_root, c.source)
         else:
+            if re.match(r'#\|\s*echo: false', c.source): c.metadata.tags = ['remove-input']
             c.source = re.sub(r'(?m)^#\|.*\n?', '', c.source)
             c.outputs = [o for o in c.outputs if not ('data' in o and not o.data.keys() & shown and re.match(r'<\S+ object', o.data.get('text/plain', '<x object')))]
-    config = Config({'NbConvertBase': {'display_data_priority': ['text/markdown', 'image/png', 'text/plain']}})
+    config = Config({'TagRemovePreprocessor': {'enabled': True, 'remove_input_tags': {'remove-input'}}, 'NbConvertBase': {'display_data_priority': ['text/markdown', 'image/png', 'text/plain']}})
     names = {'unique_key': Path(notebook).stem, 'output_files_dir': (home/'images').as_posix()}
     text, made = MarkdownExporter(config=config).from_notebook_node(nb, names)
     for i, c in enumerate(nb.cells):

@@ -140,7 +140,7 @@ def remarks(
     told = [published(result), *notes]
     return Block(''.join(f'<p class="note">{html.escape(str(t))}</p>' for t in told), '\n'.join(map(str, told)))
 
-# %% ../nbs/32_reports.ipynb #5b495470
+# %% ../nbs/32_reports.ipynb #aca99ee6
 def data_facts(
     result,
     noisy=None, # what `noise.corrupt` returned, for the spread over classes
@@ -151,7 +151,7 @@ def data_facts(
     rows = [('Training images', f'{r["n_train"]:,}'), ('Test images, with right labels', f'{r["n_test"]:,}'), ('Classes', f'{r["n_classes"]:,}')]
     if r.get('imbalance'): rows += [('Smallest class over largest', f'{r["imbalance"]:g}')]
     rows += [('The method sees', {'raw': 'raw pixels', None: 'images'}.get(r['embedding'], r['embedding'])),
-             ('Wrong labels asked for', 'no choice: people gave these labels' if r['noise_rate'] is None else percent(r['noise_rate'])),
+             ('Wrong labels asked for', 'people gave these labels' if r['noise_rate'] is None else percent(r['noise_rate'])),
              ('Wrong labels measured', f'{percent(rate)}, which is {round(rate*r["n_train"]):,} labels' if rate else 'none were added; those that were there are not known')]
     if noisy is not None and rate:
         there = noisy.counts.nonzero()[0]; by = sorted(there, key=lambda c: noisy.rates[c]); name = lambda c: classes[c] if classes else c

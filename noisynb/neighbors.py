@@ -117,14 +117,14 @@ def _settle(engine, rows, Q, S, I, L, k, scale, whole=False):
     I[i, p], V[i, p] = j[order], v[order]
     return I[:, :k], V[:, :k], sure
 
-# %% ../nbs/11_neighbors.ipynb #5ce8e208
+# %% ../nbs/11_neighbors.ipynb #b6b89b68
 class _Faiss:
     "Exact search on the CPU"
     exact, loose = True, 0.
 
     def __init__(self, S):
         self.S, d = S, S.shape[1]
-        self.part = max(c for c in range(1, min(d, 64) + 1) if d%c == 0)
+        self.part = max(c for c in range(1, min(d, 128) + 1) if d%c == 0)
         self.error = (self.part + 8)*U
 
     def shortlist(self, Q, K):
@@ -241,7 +241,7 @@ def _tune(engine, k, target, seed):
         if effort >= engine.most or _share(engine.shortlist(own, k + 1 + PAD)[0], truth) >= target + (1 - target)/4: return
         effort = min(2*effort, engine.most)
 
-# %% ../nbs/11_neighbors.ipynb #7a0eb4f6
+# %% ../nbs/11_neighbors.ipynb #98ef66cc
 PAD = 8 # candidates beyond k
 
 class _Search:
@@ -260,7 +260,8 @@ class _Search:
         todo, K, engine, most = np.arange(len(Q)), k + PAD, engine or self.engine, len(self.rows) - (own is not None)
         while len(todo):
             K, left = min(K, most), []
-            steps = _steps(len(todo), 2**19//K)
+            step = 2**19//K
+            steps = _steps(len(todo), max(step - step%4096, min(step, 4096))) # faiss multiplies 4,096 queries at a time
             for b in track(steps, 'neighbours') if len(todo)*most > 10**10 else steps: # shown where it takes a minute
                 at = todo[b]
                 I[at], V, sure = self._block(engine, Q[at], K, k, None if own is None else own[at])

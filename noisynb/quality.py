@@ -36,7 +36,7 @@ def _blockwise(part, n, size=4096):
     "Results of `part` for slices over n rows, in order, each the work of one thread"
     with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool: yield from pool.map(part, [slice(i, i + size) for i in range(0, n, size)])
 
-# %% ../nbs/17_quality.ipynb #0ca026d8
+# %% ../nbs/17_quality.ipynb #59a72941
 class KernelVotes:
     "Leave-one-out kernel ridge regression of labels on embeddings"
     def fit(self,
@@ -61,10 +61,12 @@ class KernelVotes:
             inverse, target = 1/(values + ridge), np.eye(n_classes)[y] - share
             error = (target - Z @ (right*inverse[:, None]).astype(np.float32))/np.maximum(1 - (Z*Z) @ inverse.astype(np.float32) - 1/n, 1e-3)[:, None]
             return target - error + share, error
-        sample = np.linspace(0, n - 1, min(n, 8192)).astype(int)
+        sample = np.linspace(0, n - 1, min(n, 4096)).astype(int)
         Z = np.concatenate(list(_blockwise(lambda rows: turn(sample[rows]), len(sample))))
         ridges = np.logspace(-7, 0, 8)*max(values.sum(), 1e-30)
         with threadpool_limits(1, 'blas'): best = min(ridges, key=lambda r: (answers(Z, y[sample], r)[1]**2).sum())
+        keep = values > 1e-3*best # what the ridge leaves of the others is nothing
+        values, right, basis = values[keep], right[keep], basis[:, keep]
         self.votes_ = np.concatenate(list(_blockwise(lambda rows: np.maximum(answers(turn(rows), y[rows], best)[0], 0).astype(np.float32), n)))
         with threadpool_limits(1, 'blas'): self.weights_ = basis @ (right/(values + best)[:, None]).astype(np.float32)
         self.bias_ = (share - mean @ self.weights_ - self.center_ @ self.weights_).astype(np.float32)
@@ -92,7 +94,7 @@ class KernelVotes:
         if not len(X): return np.zeros((0, len(self.bias_)), np.float32)
         return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows]) @ self.weights_ + self.bias_, 0), len(X))))
 
-# %% ../nbs/17_quality.ipynb #78651387
+# %% ../nbs/17_quality.ipynb #eaee1445
 def transition_matrix(
     posterior, # (n, n_classes) chance of each hidden class
     y, # (n,) codes of the given labels
@@ -113,11 +115,12 @@ class Correction:
         n, C = votes.shape
         f = np.log(np.maximum(votes, 0) + 1/C, dtype=np.float64)
         self.mean_, self.spread_ = f.mean(0), f.std() + 1e-12
+        f = (f - self.mean_)/self.spread_
         self.parameters_, posterior = np.zeros(1 + C*C + C), np.eye(C)[votes.argmax(1)]
         rows = slice(None, None, max(1, n//max(12_000, 655_360//C))) # more rows rank a little better and cost more
         for _ in range(rounds):
             self.transition_ = transition_matrix(posterior, y)
-            self._maximise(self._features(votes[rows]), y[rows])
+            self._maximise(f[rows], y[rows])
             joint = self.log_proba(votes) + np.log(self.transition_[:, y].T)
             posterior = _softmax(joint)
         self.posterior_, own = posterior, joint[np.arange(n), y]
@@ -141,15 +144,18 @@ class Correction:
     def _maximise(self, f, y):
         "The parameters of largest likelihood of the given labels, by L-BFGS"
         from scipy.optimize import minimize
-        T, n = self.transition_[:, y].T, len(y)
+        f, T, n = f.T.astype(np.float32), self.transition_[:, y].astype(np.float32), len(y) # classes by rows: sums over classes are the fast ones
         def loss(p):
             a, B, matrix, b = self._unpack(p)
-            P = _softmax(f @ matrix + b)
-            seen = (P*T).sum(1) + 1e-9
-            G = P*(1 - T/seen[:, None])/n # gradient by the logits, up to the 1e-9
-            D = f.T @ G
-            gradient = np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G.sum(0)])
-            return -np.log(seen).mean() + (B*B).sum()/n, gradient
+            P = matrix.T.astype(np.float32) @ f + b[:, None].astype(np.float32)
+            P -= P.max(0)
+            np.exp(P, out=P)
+            P /= P.sum(0)
+            seen = (P*T).sum(0) + np.float32(1e-9)
+            G = P*(1 - T/seen) # gradient by the logits times n
+            D = (f @ G.T).astype(np.float64)/n
+            gradient = np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G.sum(1, dtype=np.float64)/n])
+            return -np.log(seen).mean(dtype=np.float64) + (B*B).sum()/n, gradient
         bounds = [(-2, 2)] + [(None, None)]*(len(self.parameters_) - 1) # a sharpness beyond these is certainty, and nothing is
         self.parameters_ = minimize(loss, self.parameters_, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=15)).x
 

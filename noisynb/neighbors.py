@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['engines', 'metrics', 'as_rows', 'NeighborGraph']
 
-# %% ../nbs/11_neighbors.ipynb #17f4e1a4
-import hashlib, json, warnings
+# %% ../nbs/11_neighbors.ipynb #acc8b2ab
+import hashlib, json, re, warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,13 +84,7 @@ def _floor(L, size, d, loose):
     bound = L - ((d + 8)*U + loose)*(2*size + np.sqrt(L))**2 - d*1e-28
     return np.where((size < 1e15) & (L < 1e37), bound, -np.inf)
 
-# %% ../nbs/11_neighbors.ipynb #e6039678
-def _without(I, own):
-    "Lists (m, K+1) less row own[i], or less their last entry where it isn't among them"
-    here = I == own[:, None]
-    drop = np.where(here.any(1), here.argmax(1), I.shape[1] - 1)
-    return I[np.arange(I.shape[1]) != drop[:, None]].reshape(len(I), -1)
-
+# %% ../nbs/11_neighbors.ipynb #cf02bad8
 def _settle(engine, rows, Q, S, I, L, k, scale, whole=False):
     """Put shortlists `I` (m, K) in order, by (distance, index).
 
@@ -116,6 +110,13 @@ def _settle(engine, rows, Q, S, I, L, k, scale, whole=False):
     order = np.lexsort((j, v, np.cumsum((p == 0) | cut[i, p-1]))) # within each run
     I[i, p], V[i, p] = j[order], v[order]
     return I[:, :k], V[:, :k], sure
+
+# %% ../nbs/11_neighbors.ipynb #ab258ce8
+def _without(I, own):
+    "Lists (m, K+1) less row own[i], or less their last entry where it isn't among them"
+    here = I == own[:, None]
+    drop = np.where(here.any(1), here.argmax(1), I.shape[1] - 1)
+    return I[np.arange(I.shape[1]) != drop[:, None]].reshape(len(I), -1)
 
 # %% ../nbs/11_neighbors.ipynb #b6b89b68
 class _Faiss:
@@ -180,7 +181,7 @@ class _Torch:
             blocks = _steps(len(q), self.cells//(8*I.shape[1]*q.shape[1]) + 1)
             return torch.cat([(self.S[I[b]].double() - q[b, None]).square().sum(-1) for b in blocks]).cpu().numpy()
 
-# %% ../nbs/11_neighbors.ipynb #54d94712
+# %% ../nbs/11_neighbors.ipynb #2dcbe997
 @contextmanager
 def _threads(n):
     "faiss with `n` threads"
@@ -198,13 +199,14 @@ class _Hnsw(_Faiss):
         super().__init__(S)
         import faiss
         self.index, self.most = faiss.IndexHNSWFlat(S.shape[1], 32), len(S)
-        same = tuple(map(int, faiss.__version__.split('.')[:3])) >= (1, 15, 1) # there the links don't depend on the number of threads
+        same = tuple(map(int, re.findall(r'\d+', faiss.__version__)[:3])) >= (1, 15, 1) # there the links don't depend on the number of threads
         with _threads(faiss.omp_get_max_threads() if same else 1): self.index.add(S)
 
     def effort(self, e): self.index.hnsw.efSearch = e
 
     def shortlist(self, Q, K): return self.index.search(Q, K)[1], None
 
+# %% ../nbs/11_neighbors.ipynb #ad6db5a5
 class _Ivf(_Faiss):
     "Cells of rows"
     exact, start = False, 1
@@ -241,7 +243,22 @@ def _tune(engine, k, target, seed):
         if effort >= engine.most or _share(engine.shortlist(own, k + 1 + PAD)[0], truth) >= target + (1 - target)/4: return
         effort = min(2*effort, engine.most)
 
-# %% ../nbs/11_neighbors.ipynb #98ef66cc
+# %% ../nbs/11_neighbors.ipynb #31773d1c
+def _digest(row): return hashlib.blake2b((row.astype(np.float64) + 0.).tobytes(), digest_size=16).digest()
+
+def _copied(rows, Q, todo, k, own, I, D):
+    "Fill in the lists of those queries that have more than k exact copies, and return the others"
+    keys, left = {i: _digest(Q[i]) for i in todo}, []
+    same = {key: [] for key in keys.values()}
+    for j, row in enumerate(rows):
+        copies = same.get(_digest(row))
+        if copies is not None and len(copies) <= k: copies.append(j)
+    for i, key in keys.items():
+        if len(same[key]) <= k: left.append(i)
+        else: I[i], D[i] = [j for j in same[key] if own is None or j != own[i]][:k], 0
+    return np.array(left, int)
+
+# %% ../nbs/11_neighbors.ipynb #e69a4865
 PAD = 8 # candidates beyond k
 
 class _Search:
@@ -268,7 +285,7 @@ class _Search:
                 D[at] = np.sqrt(V)/self.scale
                 left.append(at[~sure])
             todo = np.concatenate(left)
-            if len(todo) and K == k + PAD: todo = self._copied(todo, Q, k, own, I, D)
+            if len(todo) and K == k + PAD: todo = _copied(self.rows, Q, todo, k, own, I, D)
             K, engine = 8*K, self.certain
         return D, I
 
@@ -282,18 +299,6 @@ class _Search:
         I, V, _ = _settle(self.certain, self.rows, Q, _shrink(Q, self.shift, self.scale), I, None, k, self.scale, True)
         return np.sqrt(V)/self.scale, I
 
-    def _copied(self, todo, Q, k, own, I, D):
-        "Fill in the rows that have more than k exact copies, and return the others"
-        groups, left = {}, []
-        for j, row in enumerate(self.rows): groups.setdefault(_digest(row), []).append(j)
-        for i in todo:
-            same = groups.get(_digest(Q[i]), [])
-            if len(same) <= k: left.append(i)
-            else: I[i], D[i] = [j for j in same[:k+1] if own is None or j != own[i]][:k], 0
-        return np.array(left, int)
-
-def _digest(row): return hashlib.blake2b((row.astype(np.float64) + 0.).tobytes(), digest_size=16).digest()
-
 # %% ../nbs/11_neighbors.ipynb #fe926b94
 def _count(k, most, what):
     "`k` as an integer from 1 to `most`"
@@ -301,12 +306,12 @@ def _count(k, most, what):
     if k > most: raise NoisynbError(f'k is {k}, but {what} {most}; ' + (f'use k={most} or less' if most > 0 else 'give at least two rows'))
     return int(k)
 
-# %% ../nbs/11_neighbors.ipynb #913df051
+# %% ../nbs/11_neighbors.ipynb #ca16ca3e
 engines = dict(auto='torch on a GPU, else faiss', faiss='exact, on the CPU', torch='exact, on a GPU or the CPU',
     hnsw='approximate: links between rows, on the CPU', ivf='approximate: cells of rows, on the CPU')
 metrics = dict(euclidean='length of the difference', cosine='1 - cosine of the angle')
 
-class _Graph:
+class _Settings:
     def __init__(self,
         k:int=51, # neighbours of each row
         metric:str='euclidean', # or 'cosine'
@@ -316,6 +321,28 @@ class _Graph:
         seed:int=0, # of what hnsw and ivf draw
     ): self.k, self.metric, self.engine, self.device, self.target_recall, self.seed = k, metric, engine, device, target_recall, seed
 
+    def _measure(self, D): return D*D/2 if self.metric == 'cosine' else D
+
+    def _engine(self):
+        "Engine and device by name"
+        if self.engine not in engines: raise unknown('engine', self.engine, engines)
+        auto = self.engine == 'auto'
+        device = pick_device(self.device) if auto or self.engine == 'torch' else 'cpu'
+        return 'torch' if auto and (device != 'cpu' or not find_spec('faiss')) else 'faiss' if auto else self.engine, device
+
+    def _as_rows(self, X, name='X', d=None):
+        if self.metric not in metrics: raise unknown('metric', self.metric, metrics)
+        X = as_rows(X, name, d)
+        return _unit(X, name) if self.metric == 'cosine' else X
+
+    def _options(self): return {o: getattr(self, o) for o in ('k', 'metric', 'engine', 'device', 'target_recall', 'seed')}
+
+    def __repr__(self): return f'{type(self).__name__}({", ".join(f"{o}={v!r}" for o, v in self._options().items())})'
+
+    def __getstate__(self): return vars(self) | {'_search': None} # what faiss and torch hold is made again when needed
+
+# %% ../nbs/11_neighbors.ipynb #c23d78c8
+class _Graph(_Settings):
     def fit(self,
         X, # (n, d) numbers; kept without a copy where `as_rows` makes none, and never changed
     ):
@@ -351,26 +378,6 @@ class _Graph:
         if self._search is None: self._search = _Search(self.rows_, *self._engine(), min(self.k, len(self.rows_) - 1), self.target_recall, self.seed)
         D, I = self._search.nearest(Q, k, own, self._search.certain if exact else None)
         return self._measure(D), I
-
-    def _measure(self, D): return D*D/2 if self.metric == 'cosine' else D
-
-    def _engine(self):
-        "Engine and device by name"
-        if self.engine not in engines: raise unknown('engine', self.engine, engines)
-        auto = self.engine == 'auto'
-        device = pick_device(self.device) if auto or self.engine == 'torch' else 'cpu'
-        return 'torch' if auto and (device != 'cpu' or not find_spec('faiss')) else 'faiss' if auto else self.engine, device
-
-    def _as_rows(self, X, name='X', d=None):
-        if self.metric not in metrics: raise unknown('metric', self.metric, metrics)
-        X = as_rows(X, name, d)
-        return _unit(X, name) if self.metric == 'cosine' else X
-
-    def _options(self): return {o: getattr(self, o) for o in ('k', 'metric', 'engine', 'device', 'target_recall', 'seed')}
-
-    def __repr__(self): return f'{type(self).__name__}({", ".join(f"{o}={v!r}" for o, v in self._options().items())})'
-
-    def __getstate__(self): return vars(self) | {'_search': None} # what faiss and torch hold is made again when needed
 
 # %% ../nbs/11_neighbors.ipynb #24ccbe59
 class _Changing(_Graph):
@@ -413,9 +420,8 @@ class _Changing(_Graph):
         graph.distances_[again], graph.indices_[again] = graph._near(rows[again], k, again)
         return graph
 
-# %% ../nbs/11_neighbors.ipynb #d0fd71af
-class NeighborGraph(_Changing):
-    "The k nearest other rows of every row, and a search for those of new rows"
+# %% ../nbs/11_neighbors.ipynb #23fc80cf
+class _Kept(_Changing):
     def check(self,
         X, # the rows a method is about to use
         k:int, # the neighbours it needs
@@ -440,6 +446,9 @@ class NeighborGraph(_Changing):
         graph.distances_, graph.indices_ = state['distances'], state['indices']
         return graph
 
+# %% ../nbs/11_neighbors.ipynb #6d912cf8
+class NeighborGraph(_Kept):
+    "The k nearest other rows of every row, and a search for those of new rows"
     def save(self,
         folder, # is made if missing
         rows:bool=True, # with the rows; without them, `load` must be given them

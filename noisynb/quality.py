@@ -94,7 +94,7 @@ class KernelVotes:
         if not len(X): return np.zeros((0, len(self.bias_)), np.float32)
         return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows]) @ self.weights_ + self.bias_, 0), len(X))))
 
-# %% ../nbs/17_quality.ipynb #eaee1445
+# %% ../nbs/17_quality.ipynb #1187a98d
 def transition_matrix(
     posterior, # (n, n_classes) chance of each hidden class
     y, # (n,) codes of the given labels
@@ -144,18 +144,18 @@ class Correction:
     def _maximise(self, f, y):
         "The parameters of largest likelihood of the given labels, by L-BFGS"
         from scipy.optimize import minimize
-        f, T, n = f.T.astype(np.float32), self.transition_[:, y].astype(np.float32), len(y) # classes by rows: sums over classes are the fast ones
+        f, T, n = np.ascontiguousarray(f.T), self.transition_[:, y], len(y) # classes by rows: sums over classes are the fast ones
         def loss(p):
             a, B, matrix, b = self._unpack(p)
-            P = matrix.T.astype(np.float32) @ f + b[:, None].astype(np.float32)
+            P = matrix.T @ f + b[:, None]
             P -= P.max(0)
             np.exp(P, out=P)
             P /= P.sum(0)
-            seen = (P*T).sum(0) + np.float32(1e-9)
+            seen = (P*T).sum(0) + 1e-9
             G = P*(1 - T/seen) # gradient by the logits times n
-            D = (f @ G.T).astype(np.float64)/n
-            gradient = np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G.sum(1, dtype=np.float64)/n])
-            return -np.log(seen).mean(dtype=np.float64) + (B*B).sum()/n, gradient
+            D = f @ G.T/n
+            gradient = np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G.sum(1)/n])
+            return -np.log(seen).mean() + (B*B).sum()/n, gradient
         bounds = [(-2, 2)] + [(None, None)]*(len(self.parameters_) - 1) # a sharpness beyond these is certainty, and nothing is
         self.parameters_ = minimize(loss, self.parameters_, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=15)).x
 

@@ -148,10 +148,11 @@ def fingerprint(
         h.update(a.reshape(-1).view(np.uint8))
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #2aa9695b
+# %% ../nbs/00_core.ipynb #de2fc0fa
 def _text(v):
     "A value as a reader wants to see it"
     if v is None: return ''
+    if hasattr(v, 'item') and not getattr(v, 'ndim', 1): v = v.item() # a NumPy scalar
     if isinstance(v, bool): return 'yes' if v else 'no'
     if isinstance(v, float): return f'{v:.4f}' if 1e-3 <= abs(v) < 1e3 or v == 0 else f'{v:.4g}'
     return f'{v:,}' if isinstance(v, int) else str(v)
@@ -160,7 +161,9 @@ class Table:
     "Rows (dicts with the same keys) that show themselves as an HTML table or as text"
     def __init__(self, rows, caption=None): self.rows, self.caption = list(rows), caption
 
-    def _cells(self): return [list(self.rows[0])] + [[_text(v) for v in r.values()] for r in self.rows] if self.rows else [[]]
+    def _cells(self):
+        columns = list(dict.fromkeys(k for r in self.rows for k in r))
+        return [columns] + [[_text(r.get(k)) for k in columns] for r in self.rows]
 
     def _repr_html_(self):
         head, *body = [[html.escape(str(c)) for c in r] for r in self._cells()]
@@ -171,7 +174,7 @@ class Table:
     def __repr__(self):
         cells = self._cells()
         widths = [max(map(len, col)) for col in zip(*cells)]
-        return '\n'.join('  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in cells)
+        return '\n'.join([self.caption]*bool(self.caption) + ['  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in cells])
 
 # %% ../nbs/00_core.ipynb #241a9398
 def _in_notebook():

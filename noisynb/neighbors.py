@@ -54,17 +54,15 @@ def _unit(X, name='X'):
         out[b] = rows/np.sqrt((rows*rows).sum(1, keepdims=True))
     return out
 
-# %% ../nbs/11_neighbors.ipynb #a4dd53c7
+# %% ../nbs/11_neighbors.ipynb #fd4c5d58
 def _frame(rows):
-    "Shift (d,) and power of two that bring rows close to 0 and to 1"
+    "Shift (d,) and power of two that bring rows close to 0 and to 1, as far as that is worth a copy"
     sample = rows[::-(-len(rows)//4096)].astype(np.float64)
     from_first = sample - sample[0]
-    mean, std = sample[0] + from_first.mean(0), from_first.std(0)
-    step = np.exp2(np.ceil(np.log2(np.where(std > 0, std, 1))))
-    shift = np.where(std > 0, np.round(mean/step)*step, sample[0])
-    here, there = (std**2 + mean**2).sum(), (std**2 + (mean - shift)**2).sum()
-    if here < 2*there: shift, there = np.zeros_like(shift), here # not worth a copy
-    power = np.round(np.log2(there)/2) if there > 0 else 0.
+    shift, spread = sample[0] + from_first.mean(0), (from_first.std(0)**2).sum()
+    far = (shift**2).sum()
+    if far < spread: shift, spread = np.zeros_like(shift), spread + far
+    power = np.round(np.log2(spread)/2) if spread > 0 else 0.
     return shift, 1. if abs(power) <= 20 else 2.**-power
 
 def _shrink(rows, shift, scale):
@@ -84,7 +82,7 @@ def _floor(L, size, d, loose):
     bound = L - ((d + 8)*U + loose)*(2*size + np.sqrt(L))**2 - d*1e-28
     return np.where((size < 1e15) & (L < 1e37), bound, -np.inf)
 
-# %% ../nbs/11_neighbors.ipynb #cf02bad8
+# %% ../nbs/11_neighbors.ipynb #d336c629
 def _settle(engine, rows, Q, S, I, L, k, scale, whole=False):
     """Put shortlists `I` (m, K) in order, by (distance, index).
 
@@ -94,7 +92,7 @@ def _settle(engine, rows, Q, S, I, L, k, scale, whole=False):
     V, d = engine.direct(S, I), Q.shape[1]
     size = np.sqrt(np.einsum('ij,ij->i', S, S, dtype=np.float64))
     with np.errstate(invalid='ignore', over='ignore'):
-        E = engine.error*V + 4*U*np.sqrt(V)*size[:, None] + (8*U*U*size*size + d*1e-28)[:, None] # of the differences, of the rounded rows
+        E = (engine.error + 4*U)*V + 5*U*np.sqrt(V)*size[:, None] + (9*U*U*size*size + d*1e-28)[:, None] # differences; rounding of `S`
         V[I < 0], E[I < 0] = np.inf, 0 # empty places
         high, low = np.maximum.accumulate(V + E, 1), np.minimum.accumulate((V - E)[:, ::-1], 1)[:, ::-1]
         beyond = np.full(len(I), np.inf) if L is None else _floor(L, size, d, engine.loose)

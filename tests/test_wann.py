@@ -205,6 +205,9 @@ def test_bad_data(blobs):
     model = WANN().fit(X, y)
     with pytest.raises(ValueError, match='5'): model.predict(Q[:, :4])
     with pytest.raises(NoisynbError, match='NaN at row 0'): model.predict(np.full((1, 5), np.nan))
+    for call in (lambda: model.relabel([1, 2], [0]), lambda: model.relabel([1], [300]), lambda: model.remove([-1]), lambda: model.add(Q, [1])):
+        with pytest.raises(NoisynbError): call()
+    with pytest.raises(NoisynbError, match='k is 0'): KNN(0).fit(X, y)
     assert model.predict(Q[:0]).shape == (0,) and model.predict_proba(Q[:0]).shape == (0, 4)
 
 def test_single_example():
@@ -218,6 +221,23 @@ def test_a_foreign_graph_is_refused(blobs):
     for Z, labels in ((X[::-1].copy(), y), (X[:-1], y[:-1]), (X[:, :4], y)):
         with pytest.raises(NoisynbError, match='graph'): WANN().fit(Z, labels, graph=graph)
     with pytest.raises(NoisynbError, match='graph'): WANN(k_max=61).fit(X, y, graph=graph)
+
+def test_explain_agrees_with_predict(blobs):
+    X, y, Q, _ = blobs
+    for model in (WANN(), ANN(), KNN(), Corrected(), WANN(metric='cosine'), WANN(reduce='flda')):
+        model.fit(X, np.array(['a', 'b', 'c', 'd'])[y])
+        stories = [model.explain(q) for q in Q]
+        assert [s.prediction for s in stories] == model.predict(Q).tolist()
+        top = np.sort(model.predict_proba(Q))
+        assert [s.margin for s in stories] == pytest.approx(top[:, -1] - top[:, -2], abs=1e-6)
+        assert all(abs(sum(r['share'] for r in s.rows) - 1) < 1e-5 and len(s.rows) == s.size for s in stories)
+
+def test_standardize_is_zscore_and_spares_constants(blobs):
+    X, y, Q, _ = blobs
+    X, Q = np.c_[X, np.full(len(X), .1)], np.c_[Q, np.full(len(Q), .101)]
+    std = np.where(X.std(0) > 1e-9, X.std(0), 1)
+    by_hand = WANN().fit(((X - X.mean(0))/std).astype(X.dtype), y).predict(((Q - X.mean(0))/std).astype(X.dtype))
+    assert (WANN(standardize=True).fit(X, y).predict(Q) == by_hand).all()
 
 # --- changes in place ---
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['check_embeddings', 'check_labels', 'NoisyLabelClassifier', 'load']
 
-# %% ../../nbs/20_methods.base.ipynb #3892d7e2
-import json
+# %% ../../nbs/20_methods.base.ipynb #b7b30db9
+import json, warnings
 from pathlib import Path
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -33,7 +33,7 @@ def check_embeddings(
             f'({(~finite).sum():,} of {len(X):,} rows are affected); remove or repair these rows first')
     return X
 
-# %% ../../nbs/20_methods.base.ipynb #579a4f18
+# %% ../../nbs/20_methods.base.ipynb #4dffad74
 def check_labels(
     y, # (n,) given labels
     n:int, # how many there should be
@@ -45,8 +45,12 @@ def check_labels(
     if y.shape != (n,): raise NoisynbError(f'y has shape {y.shape} for {n:,} examples; give one label per example')
     if y.dtype.kind == 'f' and not np.isfinite(y).all():
         raise NoisynbError(f'y contains NaN or inf at row {int(np.argmin(np.isfinite(y)))}; drop the examples that have no label')
-    check_classification_targets(y)
-    return np.unique(y, return_inverse=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'The number of unique classes') # few examples of many classes are no regression
+            check_classification_targets(y)
+        return np.unique(y, return_inverse=True)
+    except TypeError as e: raise NoisynbError(f'the labels can not be put in order ({e}); give integers or strings, not both') from e
 
 # %% ../../nbs/20_methods.base.ipynb #3099b37a
 class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
@@ -100,7 +104,7 @@ def _unflatten(arrays, plain):
         node[last] = np.array(v['text']) if isinstance(v, dict) else v
     return tree
 
-# %% ../../nbs/20_methods.base.ipynb #994eaf72
+# %% ../../nbs/20_methods.base.ipynb #48a79505
 def load(
     path, # a file written by `save`
 )->NoisyLabelClassifier:
@@ -112,6 +116,8 @@ def load(
     except FileNotFoundError: raise NoisynbError(f'there is no file {path}') from None
     except (SafetensorError, OSError) as e: raise NoisynbError(f'{path} is not a readable model file ({e}); save the model again with .save(path)') from e
     if header.get('format') != 'noisynb-1': raise NoisynbError(f'{path} is a safetensors file, but not a noisynb model; give a file written by .save(path)')
-    model = make(header['method'], **json.loads(header['params']))
-    model._restore(_unflatten(arrays, json.loads(header['plain'])))
+    try:
+        model = make(header['method'], **json.loads(header['params']))
+        model._restore(_unflatten(arrays, json.loads(header['plain'])))
+    except (KeyError, TypeError, ValueError) as e: raise NoisynbError(f'{path} is not a whole noisynb model ({type(e).__name__}: {e}); save the model again with .save(path)') from e
     return model

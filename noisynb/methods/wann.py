@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['adaptive_sizes', 'vote', 'margin', 'FilteredLDA', 'Explanation', 'WANN', 'ANN', 'KNN', 'Corrected']
 
-# %% ../../nbs/21_methods.wann.ipynb #7abd5a1d
+# %% ../../nbs/21_methods.wann.ipynb #02e497a2
 import warnings
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, Table, unknown
 from .base import NoisyLabelClassifier, check_embeddings, check_labels
 from ..neighbors import NeighborGraph
-from ..quality import LabelQuality, restore, state
+from ..quality import LabelQuality, local_weights, restore, state
 
 # %% ../../nbs/21_methods.wann.ipynb #c2ac75c8
 def adaptive_sizes(
@@ -72,7 +72,7 @@ def margin(
     rest[rows, y] = 0
     return (1 + own - rest.max(1))/2
 
-# %% ../../nbs/21_methods.wann.ipynb #9ed9f43b
+# %% ../../nbs/21_methods.wann.ipynb #4f72e593
 class FilteredLDA(TransformerMixin, BaseEstimator):
     "Linear discriminant analysis on the examples whose label their neighbours confirm (paper: FLDA)"
     def __init__(self,
@@ -88,7 +88,7 @@ class FilteredLDA(TransformerMixin, BaseEstimator):
         self.classes_, codes = check_labels(y, len(X))
         if len(self.classes_) < 2: raise NoisynbError(f'y has one class only, {self.classes_[0]}; LDA needs two or more to tell apart')
         k_min, k_max = _clamp(self.k_min, self.k_max, len(X))
-        graph = graph or NeighborGraph(k=k_max).fit(X)
+        if graph is None or graph.indices_.shape[1] < k_max: graph = NeighborGraph(k=k_max).fit(X)
         k_star = adaptive_sizes(codes[graph.indices_], codes, len(self.classes_), k_min, k_max)
         self.kept_ = k_star < k_max
         if self.keep_classes: self._rescue(codes, graph)
@@ -109,11 +109,14 @@ class FilteredLDA(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return (check_embeddings(self, X, reset=False) - self.mean_) @ self.components_
 
-# %% ../../nbs/21_methods.wann.ipynb #51e92746
+# %% ../../nbs/21_methods.wann.ipynb #77e2c51a
+def _count(name, k):
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1: raise NoisynbError(f'{name} is {k!r}; give an integer of 1 or more')
+    return int(k)
+
 def _clamp(k_min, k_max, n, small='clamp'):
     "k_min and k_max as integers that fit n rows"
-    for name, k in dict(k_min=k_min, k_max=k_max).items():
-        if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1: raise NoisynbError(f'{name} is {k!r}; give an integer of 1 or more')
+    _count('k_min', k_min), _count('k_max', k_max)
     if k_max < k_min: raise NoisynbError(f'k_max is {k_max}, below k_min {k_min}; give k_max >= k_min')
     if k_max <= n - 1: return int(k_min), int(k_max)
     if small == 'raise': raise NoisynbError(f"k_max is {k_max}, but an example has only {n-1} others; lower it, or use small='clamp'")
@@ -124,15 +127,16 @@ def _lda(X, codes, n_components=None):
     "Mean (d,) and projection (d, n_components) of linear discriminant analysis"
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     lda = LinearDiscriminantAnalysis().fit(X, codes)
-    return lda.xbar_.astype(X.dtype), lda.scalings_[:, :n_components or min(len(lda.classes_) - 1, X.shape[1])].astype(X.dtype)
+    most = min(len(lda.classes_) - 1, X.shape[1])
+    return lda.xbar_.astype(X.dtype), lda.scalings_[:, :most if n_components is None else _count('n_components', n_components)].astype(X.dtype)
 
 def _pca(X, n_components=200):
     "Mean (d,) and projection (d, n_components) of principal component analysis"
     from sklearn.decomposition import PCA
-    pca = PCA(min(n_components or 200, *X.shape), random_state=4524234).fit(X)
+    pca = PCA(min(200 if n_components is None else _count('n_components', n_components), *X.shape), random_state=4524234).fit(X)
     return pca.mean_, pca.components_.T
 
-# %% ../../nbs/21_methods.wann.ipynb #d65ca7ea
+# %% ../../nbs/21_methods.wann.ipynb #903bcb34
 class _Search(NoisyLabelClassifier):
     "Embeddings to neighbours"
     def neighbor_graph(self,
@@ -153,7 +157,7 @@ class _Search(NoisyLabelClassifier):
         if not self.standardize: return X
         if learn:
             self.mean_, std = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
-            self.std_ = np.where(std > 0, std, 1.)
+            self.std_ = np.where(std > 1e-12*abs(self.mean_), std, 1.) # a constant keeps its scale
         return ((X - self.mean_)/self.std_).astype(X.dtype)
 
     def _project(self, Z): return (Z - self.center_) @ self.projection_ if self.reduce else Z
@@ -175,16 +179,16 @@ class _Search(NoisyLabelClassifier):
         super()._restore(fitted | {'graph_': NeighborGraph.from_state(fitted['graph_']) if fitted['graph_'] else None})
         self._sizes(len(self.codes_))
 
-# %% ../../nbs/21_methods.wann.ipynb #3248a955
+# %% ../../nbs/21_methods.wann.ipynb #f3a44ae4
 class _Vote(_Search):
     "Neighbours to answers"
-    weighted, self_rule, quality = False, 'index', 'graph'
+    weighted, self_rule, quality, qualities = False, 'index', 'graph', ['embedding', 'graph']
 
     def fit(self, X, y,
         graph=None, # from `neighbor_graph(X)`, if it is there already
     ):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
-        for name, known in dict(reduce=[None, 'pca', 'lda', 'flda'], small=['clamp', 'raise'], self_rule=['index', 'rank'], quality=['embedding', 'graph', 'reliability']).items():
+        for name, known in dict(reduce=[None, 'pca', 'lda', 'flda'], small=['clamp', 'raise'], self_rule=['index', 'rank'], quality=self.qualities).items():
             if getattr(self, name) not in known: raise unknown(name, getattr(self, name), known)
         X = check_embeddings(self, X, reset=True)
         self.classes_, self.codes_ = check_labels(y, len(X))
@@ -235,38 +239,47 @@ class _Vote(_Search):
         for i in np.flatnonzero(before): near[i, :before[i]] = [*near[i, 1:before[i]], i]
         return near
 
-# %% ../../nbs/21_methods.wann.ipynb #58fbf8b7
+# %% ../../nbs/21_methods.wann.ipynb #a328b430
 class Explanation(Table):
     "Who voted on one query: a table, with the prediction, the size of the neighbourhood, the row that set it, and the margin"
     def __init__(self, rows, prediction, size, set_by, margin):
         self.prediction, self.size, self.set_by, self.margin = prediction, size, set_by, margin
-        super().__init__(rows, f'{prediction}: {size} neighbours asked, as many as the nearest one (row {set_by}) needs; lead over the second label {margin:.0%} of the vote')
+        super().__init__(rows, f'{prediction}: {size} neighbours asked, row {set_by} the nearest; lead over the second label {100*margin:.0f} % of the vote')
 
-# %% ../../nbs/21_methods.wann.ipynb #94e88625
+# %% ../../nbs/21_methods.wann.ipynb #d8b1b7f0
 class _Explain(_Vote):
     def explain(self,
         x, # (d,) or (1, d): one query
     )->Explanation:
         "The neighbours that voted on `x`, nearest first, with what each vote counted"
         check_is_fitted(self)
-        Z = self._project(self._scale(check_embeddings(self, np.reshape(x, (1, -1)), reset=False)))
-        rows, weights, distances = self._weights(Z)
-        winner, scores = self._count(rows, weights)
+        x = np.reshape(x, (1, -1))
+        rows, weights, distances = self._weights(self._project(self._scale(check_embeddings(self, x, reset=False))))
+        winner, scores = self._votes(x)
         share, names = weights[0]/weights.sum(), self.classes_[self.codes_[rows[0]]]
-        second, first = np.sort(np.append(scores[0], 0.))[-2:]/weights.sum()
-        return Explanation([dict(row=int(r), distance=float(d), label=n, k_star=int(self.k_star_[r]), share=float(s))
-            for r, d, n, s in zip(rows[0], distances[0], names, share) if s], self.classes_[winner[0]], int((share > 0).sum()), int(rows[0, 0]), float(first - second))
+        second, first = np.sort(np.append(scores[0], 0.))[-2:]/scores.sum()
+        table = [dict(row=int(r), distance=float(d), label=n, k_star=int(self.k_star_[r]), share=float(s)) for r, d, n, s in zip(rows[0], distances[0], names, share) if s]
+        return Explanation(table, self.classes_[winner[0]], len(table), int(rows[0, 0]), float(first - second))
 
-# %% ../../nbs/21_methods.wann.ipynb #f9da298d
+# %% ../../nbs/21_methods.wann.ipynb #020b4b00
 class _Edit(_Vote):
     def relabel(self, y,
         rows=None, # positions of the examples that `y` belongs to; None for all
     ):
         "Change labels, without a new neighbour search"
         check_is_fitted(self)
-        labels = self.classes_[self.codes_].astype(object)
-        labels[slice(None) if rows is None else np.asarray(rows)] = y
+        labels, y = self.classes_[self.codes_].astype(object), np.asarray(y)
+        rows = np.arange(len(labels)) if rows is None else self._rows(rows)
+        if y.ndim and y.shape != rows.shape: raise NoisynbError(f'y has shape {y.shape} for {len(rows)} examples; give one label per example')
+        labels[rows] = y
         return self._recount(labels)
+
+    def _rows(self, rows):
+        "Positions of examples, checked"
+        rows = np.asarray(rows).reshape(-1)
+        if rows.dtype == bool and len(rows) == len(self.codes_): return np.flatnonzero(rows)
+        if len(rows) and (rows.dtype.kind not in 'iu' or rows.min() < 0 or rows.max() >= len(self.codes_)): raise NoisynbError(f'rows are {rows}; give positions from 0 to {len(self.codes_) - 1}')
+        return rows.astype(int)
 
     def add(self, X, y):
         "Add examples `X` (m, d) with labels `y` (m,) at the end"
@@ -279,6 +292,7 @@ class _Edit(_Vote):
     def remove(self, rows):
         "Remove the examples at positions `rows`; the others move up"
         check_is_fitted(self)
+        rows = self._rows(rows)
         labels = np.delete(self.classes_[self.codes_].astype(object), rows)
         if not len(labels): raise NoisynbError('remove would leave no example; keep at least one')
         return self._recount(labels, lambda: self.graph_.remove(rows))
@@ -291,10 +305,10 @@ class _Edit(_Vote):
         self._sizes(len(labels))
         return self._learn()
 
-# %% ../../nbs/21_methods.wann.ipynb #665b0d99
+# %% ../../nbs/21_methods.wann.ipynb #7b0b9d5b
 class WANN(_Explain, _Edit):
     "Weighted adaptive nearest neighbours (Di Salvo et al., TMLR 2025)"
-    weighted = True
+    weighted, qualities = True, ['embedding', 'graph', 'reliability']
 
     def __init__(self,
         k_min=11, # smallest neighbourhood
@@ -333,7 +347,7 @@ class WANN(_Explain, _Edit):
 
     def _lengths(self, distances): return np.sqrt(2*distances) if self.metric == 'cosine' else distances
 
-# %% ../../nbs/21_methods.wann.ipynb #3c9b84d9
+# %% ../../nbs/21_methods.wann.ipynb #6e4cd244
 class ANN(WANN):
     "Adaptive nearest neighbours: WANN with every vote counting the same"
     weighted = False
@@ -352,7 +366,7 @@ class KNN(_Explain, _Edit):
     ):
         self.k, self.metric, self.standardize, self.reduce, self.n_components, self.small, self.engine, self.device = k, metric, standardize, reduce, n_components, small, engine, device
 
-    def _sizes(self, n): self._k_min, self._k_max = _clamp(self.k, self.k, n, self.small)
+    def _sizes(self, n): self._k_min, self._k_max = _clamp(_count('k', self.k), self.k, n, self.small)
 
     def _learn(self):
         near = self._others()
@@ -363,7 +377,7 @@ class KNN(_Explain, _Edit):
         self.corrected_labels_ = self.classes_[winner]
         return self
 
-# %% ../../nbs/21_methods.wann.ipynb #d07408d1
+# %% ../../nbs/21_methods.wann.ipynb #c81a68c5
 class Corrected(WANN):
     "The votes of neighbours and kernel, corrected by the noise that they show (see the label quality chapter)"
     def __init__(self,
@@ -379,13 +393,17 @@ class Corrected(WANN):
     ):
         self.k_max, self.metric, self.standardize, self.reduce, self.n_components, self.small = k_max, metric, standardize, reduce, n_components, small
         self.quality, self.engine, self.device = quality, engine, device
-    k_min = 11
+    k_min, qualities = 11, ['embedding', 'graph']
 
     def _sizes(self, n): self._k_min, self._k_max = _clamp(min(self.k_min, self.k_max), self.k_max, n, self.small)
 
     def _quality(self):
         self.chances_ = super()._quality()
         return self.chances_
+
+    def _weights(self, Z):
+        distances, rows = self.graph_.query(Z, self._k_max)
+        return rows, local_weights(rows, self._lengths(distances), self.chances_.scale_), distances
 
     def _votes(self, X):
         Z = self._project(self._scale(check_embeddings(self, X, reset=False)))

@@ -26,7 +26,7 @@ def _exact(A, B, i, j):
         out[b] = np.einsum('ij,ij->i', gap, gap)
     return out
 
-# %% ../nbs/11_neighbors.ipynb #457f0cf4
+# %% ../nbs/11_neighbors.ipynb #7ece7470
 def as_rows(
     X, # (n, d) numbers of any type and memory order, also memory-mapped
     name:str='X', # what an error calls it
@@ -39,8 +39,8 @@ def as_rows(
     if d and X.shape[1] != d: raise NoisynbError(f'{name} has {X.shape[1]} columns, but the graph was fitted on {d}; take both from the same embedding')
     X = np.ascontiguousarray(X, np.float32 if np.can_cast(X.dtype, np.float32) else np.float64)
     for b in _steps(len(X), 2**22//X.shape[1]):
-        bad = ~(np.abs(X[b]) <= 1e30).all(1)
-        if bad.any(): raise NoisynbError(f'{name}: row {b.start + bad.argmax()} holds NaN, infinity or a number beyond 1e30; drop the row or mend the embedding')
+        bad = ~(np.abs(X[b]) <= 1e15).all(1)
+        if bad.any(): raise NoisynbError(f'{name}: row {b.start + bad.argmax()} holds NaN, infinity or a number beyond 1e15; drop the row or mend the embedding')
     return X
 
 # %% ../nbs/11_neighbors.ipynb #17e8c442

@@ -64,33 +64,30 @@ def read_parameters(
         if asked[name] is None and known[name]['default'] != 'None': raise NoisynbError(f'{name} is {text!r}; it needs a value, such as {known[name]["default"]}')
     return asked
 
-# %% ../nbs/40_cli.ipynb #a081d114
+# %% ../nbs/40_cli.ipynb #318253e2
 def check(
     ask:dict, # all parameters, defaults included
 ):
-    "Refuse what could not run: unknown names, unknown options, missing files"
-    from noisynb.core import pick_device, unknown
-    from noisynb.datasets import available, datasets, load
-    from noisynb.methods import make
-    from noisynb.noise import kinds
-    make(ask['method'], **(ask['options'] or {}))
-    data = ask['dataset']
-    if not available(data, ask['data_dir']): load(data, ask['data_dir'])
-    by_people = {n for spec in datasets.values() for n in spec.human} # each only where its set has it
-    noises = [k for k in kinds if k not in by_people] + list(datasets[data].human if data in datasets else ())
-    if ask['noise_type'] not in noises: raise unknown('noise kind', ask['noise_type'], noises)
-    if ask['device'] != 'auto': pick_device(ask['device'])
+    "Refuse what could not run: unknown names and options, values out of range, missing files"
+    from noisynb import experiment
+    experiment.check(**ask)
 
-# %% ../nbs/40_cli.ipynb #004e2e2d
+# %% ../nbs/40_cli.ipynb #87e08caf
 def default_output(
     ask:dict, # all parameters, defaults included
 )->Path: # relative to where we stand
-    "`reports/<data set>/<noise>-<rate>/<method>-seed<k>.ipynb`; noise that has no rate to choose is named alone"
-    data, noise = Path(str(ask['dataset'])).stem, ask['noise_type']
+    "`reports/<data set>/<noise>-<rate>/<method>-seed<k>.ipynb`; noise that has no rate to choose is named alone, other choices follow the seed"
+    import hashlib, re
+    data, noise, embedding = Path(str(ask['dataset'])).stem, ask['noise_type'], str(ask.get('embedding') or 'raw')
     if noise in ('symmetric', 'asymmetric', 'pair', 'instance'): noise = f"{noise}-{ask['noise_rate']:g}"
-    return Path('reports')/data/noise/f"{ask['method']}-seed{ask['seed']}.ipynb"
+    chosen = [Path(embedding).stem if embedding.endswith('.npz') else embedding]*(embedding != 'raw')
+    chosen += [f"{short}{ask[name]}" for name, short in dict(n_train='n', imbalance='tail', epochs='epochs', time_budget='budget').items() if ask.get(name) is not None]
+    chosen += [f'{k}-{v}' for k, v in sorted((ask.get('options') or {}).items())]
+    more = ''.join('-' + re.sub(r'[^\w.=-]+', '-', c).strip('-') for c in chosen)
+    if len(more) > 60: more = f"{more[:40].rstrip('-.')}-{hashlib.sha256(repr(chosen).encode()).hexdigest()[:6]}"
+    return Path('reports')/data/noise/f"{ask['method']}-seed{ask['seed']}{more}.ipynb"
 
-# %% ../nbs/40_cli.ipynb #56e5adb3
+# %% ../nbs/40_cli.ipynb #a339e481
 def _stopped(notebook, error):
     "The error of a cell as one of ours, with exit status 1"
     from noisynb.core import NoisynbError
@@ -103,14 +100,29 @@ def _stopped(notebook, error):
     return stopped
 
 def _portable(path, notebook, out):
-    "Take the paths of this machine out of the metadata that papermill wrote"
+    "Take the paths of this machine out of the metadata and the cell that papermill wrote"
     import nbformat
+    from papermill.translators import PythonTranslator
+    from noisynb.experiment import portable
     nb, out = nbformat.read(path, 4), Path(out).resolve()
+    given = nb.metadata.papermill.parameters
+    given.update({k: portable(given[k]) for k in ('dataset', 'embedding') if given.get(k)})
+    if given.get('data_dir'): given.data_dir = '$NOISYNB_DATA'
+    for cell in nb.cells:
+        if 'injected-parameters' in cell.metadata.get('tags', ()): cell.source = PythonTranslator.codify(given, 'Parameters')
     inside = out.is_relative_to(Path.cwd())
     nb.metadata.papermill.update(input_path=f'nbs/{Path(notebook).name}', output_path=out.relative_to(Path.cwd()).as_posix() if inside else out.name)
     nbformat.write(nb, path)
 
-# %% ../nbs/40_cli.ipynb #5af3784e
+def _quiet():
+    "A kernel manager whose kernels keep their own error stream to themselves"
+    from subprocess import DEVNULL
+    from jupyter_client import AsyncKernelManager
+    class Quiet(AsyncKernelManager):
+        async def start_kernel(self, **kwargs): return await super().start_kernel(stderr=DEVNULL, **kwargs)
+    return Quiet
+
+# %% ../nbs/40_cli.ipynb #97ee1e1b
 def execute(
     notebook, # to be run
     out, # where the executed copy goes
@@ -129,7 +141,7 @@ def execute(
         with tempfile.TemporaryDirectory(prefix='.noisynb-', dir=out.parent) as aside:
             draft = Path(aside)/out.name
             bar = dict(desc=out.stem, leave=False) if sys.stderr.isatty() else False
-            execute_notebook(str(notebook), str(draft), parameters, progress_bar=bar)
+            execute_notebook(str(notebook), str(draft), parameters, progress_bar=bar, kernel_manager_class=_quiet())
             _portable(draft, notebook, out)
             names = [Path(page(draft)).name for page in pages or ()] + [out.name]
             for name in names: os.replace(Path(aside)/name, out.parent/name)
@@ -155,7 +167,7 @@ def _run(args):
         if numbers.get(key) is not None: print(f'{label:30} {numbers[key]:.4f}')
     for label, path in ('page', page), ('record', record), ('notebook', executed): print(f'{label:9} {path}')
 
-# %% ../nbs/40_cli.ipynb #41b401d1
+# %% ../nbs/40_cli.ipynb #0fc6b4a7
 def _methods():
     from noisynb.methods import methods
     return {name: about for name, (_, about) in methods.items()}
@@ -165,7 +177,7 @@ def _datasets():
     people = lambda s: f', labelled {", ".join(s.human)}' if s.human else ''
     return {name: s.description + people(s) + ('' if available(name) else ' (files not here)') for name, s in datasets.items()}
 
-def _noise(): return importlib.import_module('noisynb.noise').kinds
+def _noise(): return {k: v for k, v in importlib.import_module('noisynb.noise').kinds.items() if k != 'matrix'} # a matrix cannot be typed
 
 def _backbones(): return importlib.import_module('noisynb.embeddings').backbones
 
@@ -285,16 +297,27 @@ def _parser():
     sub.add_parser('readme').set_defaults(do=lambda args: print(write_readme()))
     return p
 
-# %% ../nbs/40_cli.ipynb #43fba9f5
+# %% ../nbs/40_cli.ipynb #db4c4867
 def main(
     argv=None, # arguments; None for those of the process
 )->int: # exit status: 0 well, 1 the run failed, 2 a mistake in what was asked
     "The `noisynb` command"
     args = _parser().parse_args(argv)
-    try: return args.do(args) or 0
-    except KeyboardInterrupt: return 130
+    try:
+        status = args.do(args) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print('noisynb: interrupted' + ', nothing was kept'*(args.command == 'run'), file=sys.stderr)
+        return 130
+    except BrokenPipeError: # who reads has had enough, as in `noisynb doctor | head`
+        import os
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ValueError as e:
         from noisynb.core import NoisynbError
         if not isinstance(e, NoisynbError): raise
         print(f'noisynb: {e}', file=sys.stderr)
         return getattr(e, 'status', 2)
+
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # python -m noisynb.cli

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['generated', 'baselines', 'published', 'check', 'estimator', 'prepare', 'spoil', 'look', 'neighbors', 'plain', 'train',
-           'measure', 'published_for', 'command', 'Run', 'run']
+           'measure', 'published_for', 'command', 'portable', 'Run', 'run']
 
-# %% ../nbs/30_experiment.ipynb #9b7aa8d2
-import inspect, json, shlex, time, warnings
+# %% ../nbs/30_experiment.ipynb #1456d543
+import inspect, json, os, shlex, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 import numpy as np
 from .core import NoisynbError, Result, atomic_write, cache_folder, fingerprint, hardware, peak_memory_mib, pick_device, provenance, threads, unknown
 from .datasets import Dataset, available, datasets, load
 from .embeddings import Embedded, backbones, embed, parse
-from .methods.base import NoisyLabelClassifier, make, method_class
+from .methods import make, method_class
+from .methods.base import NoisyLabelClassifier
 from .metrics import classification, correction, label_errors
 from .neighbors import NeighborGraph
 from .noise import Noisy, corrupt, long_tail, subsample
 
-# %% ../nbs/30_experiment.ipynb #40d64d50
+# %% ../nbs/30_experiment.ipynb #29079395
 generated = ('symmetric', 'asymmetric', 'pair', 'instance')   # kinds of noise that take a rate
 
 def check(
@@ -28,6 +30,7 @@ def check(
     n_train=None, imbalance=None, epochs=None, time_budget=None, device='auto', options=None,
 ):
     "Raise `NoisynbError` for names and values that cannot run; reads no data"
+    if not _whole(seed) or seed < 0: raise NoisynbError(f'seed is {seed!r}; give a whole number from 0')
     estimator(method, options, seed, epochs, time_budget, device)
     if not available(dataset, data_dir): load(dataset, data_dir)   # says which files are missing and where to put them
     kind = parse(embedding)[0]
@@ -36,8 +39,9 @@ def check(
     if noise_type not in noises: raise unknown(f'kind of noise for {dataset}', noise_type, noises)
     if noise_type in generated and not _between(noise_rate, 0, 1): raise NoisynbError(f'noise_rate is {noise_rate!r}; give the share of wrong labels, 0 to 1, such as 0.4')
     if imbalance is not None and not _between(imbalance, 1e-9, 1): raise NoisynbError(f'imbalance is {imbalance!r}; give smallest over largest class, above 0 and at most 1, or None')
-    whole = isinstance(n_train, (int, np.integer)) and not isinstance(n_train, bool)
-    if n_train is not None and not (whole and n_train > 1): raise NoisynbError(f'n_train is {n_train!r}; give the number of training images to keep, or None for all')
+    if n_train is not None and not (_whole(n_train) and n_train > 1): raise NoisynbError(f'n_train is {n_train!r}; give the number of training images to keep, or None for all')
+
+def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 def _between(x, low, high): return isinstance(x, (int, float)) and not isinstance(x, bool) and low <= x <= high
 
@@ -103,15 +107,15 @@ def look(
     found = embed(whole, embedding, device=device, data_dir=data_dir)
     return replace(found, train=found.train[rows])
 
-# %% ../nbs/30_experiment.ipynb #97e73e62
-baselines = {'knn-11': 11, 'knn-51': 51}   # doing nothing about the noise: a plain vote of few and of many
+# %% ../nbs/30_experiment.ipynb #9db47232
+baselines = (11, 51)   # doing nothing about the noise: plain votes of few and of many
 
 def neighbors(
     model: NoisyLabelClassifier, # its scaling, metric, engine and device are used
     X, # (n, d) embeddings
 ): # the NeighborGraph that the model and the baselines share, the seconds its search took, and whether it was kept from an earlier run
     "Search, or look up, the nearest neighbours"
-    k = max(*baselines.values(), *(getattr(model, name, 0) for name in ('k', 'k_max')))
+    k = max(*baselines, *(getattr(model, name, 0) for name in ('k', 'k_max')))
     maker = plain(model, k)
     machine = f'{hardware(pick_device(maker.device))}, {threads()} threads'
     place = cache_folder()/'graphs'/fingerprint(X, json.dumps(maker.get_params(), sort_keys=True), machine)
@@ -146,7 +150,7 @@ def train(
     model.fit(X, labels, **({} if graph is None else {'graph': graph}))
     return model, time.perf_counter() - start
 
-# %% ../nbs/30_experiment.ipynb #1855720c
+# %% ../nbs/30_experiment.ipynb #a8caadeb
 def measure(
     model: NoisyLabelClassifier, # fitted
     X_test, # what it sees of the test images
@@ -162,6 +166,7 @@ def measure(
     quality = np.asarray(model.label_quality_)
     found = label_errors(quality, quality < model.quality_threshold_, noisy.flipped)
     right = correction(model.corrected_labels_, data.train.labels, noisy.given)['correction_accuracy']
+    if noisy.kind == 'none': found, right = dict.fromkeys(found) | {'flagged': found['flagged']}, None
     return {f'test_{k}': v for k, v in classification(data.test.labels, predicted, proba).items()} | {'n_flagged': found.pop('flagged')} | {
         f'label_error_{k}': v for k, v in found.items()} | dict(correction_accuracy=right, predict_seconds=seconds if len(X_test) else None)
 
@@ -181,13 +186,13 @@ def published_for(
         if all(record.get(k) == v for k, v in entry['where'].items()): return entry['accuracy'], entry['source']
     return None, None
 
-# %% ../nbs/30_experiment.ipynb #4db30653
+# %% ../nbs/30_experiment.ipynb #134d46e2
 def command(
     parameters: dict, # of `run`
 ) -> str:
     "The `noisynb run` that does the same"
     p = dict(parameters)
-    for name in ('dataset', 'embedding'): p[name] = _portable(p[name])
+    for name in ('dataset', 'embedding'): p[name] = portable(p[name])
     if p['noise_type'] not in generated: del p['noise_rate']
     if p['options']: p['options'] = json.dumps(p['options'])
     default = {k: v.default for k, v in inspect.signature(run).parameters.items()}
@@ -195,12 +200,20 @@ def command(
     words = [w for k, v in p.items() if k not in ('method', 'data_dir') and wanted(k, v) for w in ('-p', k, str(v))]
     return shlex.join(['noisynb', 'run', p['method'], *words]) + (' -p data_dir "$NOISYNB_DATA"' if p['data_dir'] else '')
 
-def _portable(name) -> str:
-    "The name of a data set or an embedding, without the folder if it is a path from the root"
-    kind, colon, path = str(name).partition(':') if str(name).startswith('onnx:') else ('', '', str(name))
-    return kind + colon + (path.rsplit('/', 1)[-1] if Path(path).is_absolute() else path)
+def portable(
+    name: str, # of a data set or an embedding
+) -> str:
+    "The name, each path in it without its folder if it leads out of where we stand"
+    head, mark, query = str(name).partition('?')
+    kind, colon, path = head.partition(':') if head.startswith(('onnx:', 'timm:')) else ('', '', head)
+    pairs = [pair.partition('=') for pair in query.split('&')]
+    return kind + colon + _inside(path) + mark + '&'.join(k + equals + _inside(v) for k, equals, v in pairs)
 
-# %% ../nbs/30_experiment.ipynb #81e90eae
+def _inside(text):
+    path = Path(unquote(text))
+    return path.name if path.is_absolute() or text.startswith('~') or '..' in path.parts else text
+
+# %% ../nbs/30_experiment.ipynb #4efff163
 @dataclass(eq=False)
 class Run:
     "All that a run made: its stages, its numbers, and what was worth a warning"
@@ -214,23 +227,26 @@ class Run:
     result: Result # the record
     notes: list # warnings, once each
 
-    def __repr__(self): return f'Run({self.result["method"]} on {self.result["dataset"]}, {self.noisy!r}, test accuracy {round(self.result["test_accuracy"] or 0, 4)})'
+    def __repr__(self):
+        accuracy = self.result['test_accuracy']
+        tested = 'not tested' if accuracy is None else f'test accuracy {round(accuracy, 4)}'
+        return f'Run({self.result["method"]} on {self.result["dataset"]}, {self.noisy!r}, {tested})'
 
     def suspects(self) -> np.ndarray: # (n,) indices
         "All training labels, least trusted first"
         return np.argsort(self.model.label_quality_, kind='stable')
 
-# %% ../nbs/30_experiment.ipynb #6b20f06a
+# %% ../nbs/30_experiment.ipynb #542b7534
 @contextmanager
 def _noted():
     "Collect warnings, once each, in place of printing them with the folders of this machine"
     notes = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always', UserWarning)
+        for kind in (UserWarning, RuntimeWarning): warnings.simplefilter('always', kind)
         yield notes
-    notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+    notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning)))
 
-# %% ../nbs/30_experiment.ipynb #64144152
+# %% ../nbs/30_experiment.ipynb #cb407436
 def _record(
     asked: dict, # parameters of `run`
     whole: Dataset, # as loaded, for the fingerprint
@@ -247,8 +263,8 @@ def _record(
     own, device, history = measured[asked['method']], pick_device(asked['device']), list(getattr(model, 'history_', ()))
     _, searched, kept = search
     late = [row['test_accuracy'] for row in history[-5:] if 'test_accuracy' in row]
-    r = Result(schema=1, method=asked['method'], dataset=data.name, embedding=embedded.name if embedded else None,
-        noise_type=asked['noise_type'], noise_rate=noisy.rate_nominal, noise_rate_realised=noisy.rate, seed=int(asked['seed']),
+    r = Result(schema=1, method=asked['method'], dataset=data.name, embedding=portable(embedded.name) if embedded else None,
+        noise_type=asked['noise_type'], noise_rate=noisy.rate_nominal, noise_rate_realised=None if noisy.kind == 'none' else noisy.rate, seed=int(asked['seed']),
         n_train=len(data.train), n_test=len(data.test), n_classes=data.n_classes, imbalance=asked['imbalance'], epochs=len(history) or None, options=dict(asked['options'] or {}),
         **{k: own.get(k) for k in ('test_accuracy', 'test_balanced_accuracy', 'test_macro_f1', 'test_calibration_error')},
         test_accuracy_last5=float(np.mean(late)) if late else None,
@@ -260,7 +276,7 @@ def _record(
     r['provenance'] = provenance(whole.fingerprint, command(asked), device)
     return r.check()
 
-# %% ../nbs/30_experiment.ipynb #888aa51b
+# %% ../nbs/30_experiment.ipynb #dc9c0507
 def run(
     method: str = 'wann', # see `noisynb list methods`
     dataset: str = 'digits', # a name, or the path of an .npz
@@ -277,6 +293,7 @@ def run(
     options: dict = None, # for the method's constructor
 ) -> Run:
     "Run one method on one noisy data set, with baselines on the same labels"
+    data_dir = data_dir and os.path.expandvars(data_dir)   # a page names the folder as $NOISYNB_DATA
     asked = dict(locals())
     check(**asked)
     with _noted() as notes:
@@ -291,9 +308,9 @@ def run(
         model, seconds = train(model, X, noisy.given, graph)
         numbers = {method: measure(model, X_test, data, noisy)}
         memory, plain_votes = peak_memory_mib(), {}
-        for name, k in baselines.items() if shares else ():
-            if method == 'knn' and model.k == k: continue
-            plain_votes[name], _ = train(plain(model, k), X, noisy.given, graph)
-            numbers[name] = measure(plain_votes[name], X_test, data, noisy, calibration=False)
+        for k in sorted({min(k, len(X) - 1) for k in baselines}) if shares else ():
+            if method == 'knn' and min(model.k, len(X) - 1) == k: continue
+            plain_votes[f'knn-{k}'], _ = train(plain(model, k), X, noisy.given, graph)
+            numbers[f'knn-{k}'] = measure(plain_votes[f'knn-{k}'], X_test, data, noisy, calibration=False)
     result = _record(asked, whole, data, noisy, embedded, search, model, seconds, numbers, memory)
     return Run(data, noisy, embedded, graph, model, plain_votes, numbers, result, notes)

@@ -75,7 +75,7 @@ def _drawn(function):
         with rc_context(look): return function(*args, **kwargs)
     return inner
 
-# %% ../nbs/31_plots.ipynb #61d5402f
+# %% ../nbs/31_plots.ipynb #eadd65a5
 @_drawn
 def transition(
     T, # (C, C) realised shares; rows are true classes and sum to one
@@ -97,9 +97,11 @@ def transition(
     if not few: figure.colorbar(shown, ax=ax, shrink=.7, label='share of the row').outline.set_visible(False)
     for i, j in np.argwhere(T >= .005) if few else ():
         ax.text(j, i, f'{100*T[i, j]:.0f}', ha='center', va='center', color='white' if T[i, j] > .65 else ink)
-    kept = np.diag(T)
-    return Picture(figure, f'Heat map of the transition matrix of {C} classes. Between {kept.min():.0%} and {kept.max():.0%} of a class '
-                           f'keep the right label; class {names[kept.argmin()]} keeps least.')
+    there = np.flatnonzero(T.sum(1) > 0)
+    kept = 100*np.diag(T)[there]
+    told = '' if not len(there) else (f' Between {kept.min():.0f}\u202f% and {kept.max():.0f}\u202f% of a class keep the right label; '
+                                      f'class {names[there[kept.argmin()]]} keeps least.')
+    return Picture(figure, f'Heat map of the transition matrix of {C} classes.{told}')
 
 # %% ../nbs/31_plots.ipynb #515c6634
 def _short(name, limit=16) -> str:

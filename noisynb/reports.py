@@ -37,14 +37,14 @@ def memory(
     "A size in memory"
     return '–' if mib is None else f'{mib:,.0f}\u202fMiB' if mib < 1024 else f'{mib/1024:.1f}\u202fGiB'
 
-# %% ../nbs/32_reports.ipynb #62b4c37d
-spelled = {'knn': 'k-NN', 'fashion-mnist': 'Fashion-MNIST', 'mnist': 'MNIST', 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
+# %% ../nbs/32_reports.ipynb #6256320f
+spelled = {'knn': 'k-NN', 'corrected': 'Corrected votes', 'fashion-mnist': 'Fashion-MNIST', 'mnist': 'MNIST', 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
            'cifar10n': 'CIFAR-10N', 'cifar100n': 'CIFAR-100N'}
 adjectives = dict(symmetric='symmetric', asymmetric='asymmetric', pair='pair-flip', instance='instance-dependent', matrix='transition-matrix')
 
 def method_name(name: str) -> str:
     "How a method is written: its entry above, else the name of its class"
-    from noisynb.methods.base import methods
+    from noisynb.methods import methods
     return spelled.get(name) or (methods[name][0].split(':')[1] if name in methods else name)
 
 def noise_name(result) -> str:
@@ -85,23 +85,26 @@ def _facts(*rows) -> Block:
     body = ''.join(f'<tr>{line(*row)}</tr>' for row in rows)
     return Block(f'<table class="facts"><tbody>{body}</tbody></table>', '\n'.join('  '.join(map(str, row)) for row in rows))
 
-# %% ../nbs/32_reports.ipynb #fd05d127
+# %% ../nbs/32_reports.ipynb #80bdb1c7
 def title(result) -> Block:
     "The heading of the page and one sentence"
-    from noisynb.methods.base import methods
+    from noisynb.methods import methods
     r, rate = result, result['noise_rate_realised']
     about = methods[r['method']][1] if r['method'] in methods else ''
-    labels = f', {percent(rate, 0)} of which carry a wrong label,' if rate else ' with labels as they are'
+    tested = f' and was tested on {r["n_test"]:,} images' + ' with right labels'*(rate is not None) if r['n_test'] else ''
+    labels = f', {percent(rate, 0)} of which carry a wrong label' + ','*bool(tested) if rate else ' with labels as they are'
     who = method_name(r['method']) + (f' ({about})' if about else '')
-    text = f'{who} learnt from {r["n_train"]:,} images{labels} and was tested on {r["n_test"]:,} images with right labels.'
+    text = f'{who} learnt from {r["n_train"]:,} images{labels}{tested}.'
     return Block(f'<h1>{html.escape(describe(r))}</h1><p class="lede">{html.escape(text)}</p>', f'{describe(r)}\n\n{text}')
 
-# %% ../nbs/32_reports.ipynb #4696d48c
+# %% ../nbs/32_reports.ipynb #535579ea
 def headline(result) -> Block:
     "The numbers that matter, as tiles"
     r, rate = result, result['noise_rate_realised']
     base = ', '.join(f'{percent(v)} ({baseline_name(k)})' for k, v in r.get('baseline_accuracy', {}).items()).replace('(k-NN, ', '(')
-    tiles = [('Test accuracy', percent(r['test_accuracy']), f'k-NN on the same labels: {base}' if base else 'on right labels')]
+    tiles = [('Test accuracy', percent(r['test_accuracy']), f'k-NN on the same labels: {base}' if base else 'on right labels')] if r['n_test'] else []
+    if rate is None and r.get('n_flagged') is not None:
+        tiles += [('Labels flagged', f'{r["n_flagged"]:,}', f'{percent(r["n_flagged"]/r["n_train"])} of {r["n_train"]:,}; which are wrong is not known')]
     if r.get('label_error_recall') is not None:
         wrong = round(rate*r['n_train'])
         sure = 'it flags none' if r['label_error_precision'] is None else f'{percent(r["label_error_precision"], 0)} of what it flags is wrong'
@@ -109,8 +112,10 @@ def headline(result) -> Block:
     if r['label_error_auroc'] is not None:
         tiles += [('Ranking of labels', f'{r["label_error_auroc"]:.3f}', 'AUROC: how often a wrong label ranks below a right one; 0.5 is chance')]
     tiles += [('Time to fit', seconds(r['fit_seconds']), _where(r))]
-    e, bold = html.escape, 'style="font-size:1.7em;font-weight:600;margin:0"'
-    each = ''.join(f'<div><dt>{e(a)}</dt><dd class="value" {bold}>{e(b)}</dd><dd class="note" style="margin:0">{e(c)}</dd></div>' for a, b, c in tiles)
+    e, plain = html.escape, 'float:none;width:auto;display:block;margin:0'   # JupyterLab floats terms and indents what follows
+    line = lambda tag, text, more='', style='': f'<{tag}{more} style="{plain}{style}">{e(text)}</{tag}>'
+    tile = lambda a, b, c: line('dt', a) + line('dd', b, ' class="value"', ';font-size:1.7em;font-weight:600') + line('dd', c, ' class="note"')
+    each = ''.join(f'<div>{tile(*t)}</div>' for t in tiles)
     grid = 'display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.8rem'
     return Block(f'<dl class="tiles" style="{grid}">{each}</dl>', '\n'.join(f'{a}: {b} ({c})' for a, b, c in tiles))
 
@@ -140,7 +145,7 @@ def remarks(
     told = [published(result), *notes]
     return Block(''.join(f'<p class="note">{html.escape(str(t))}</p>' for t in told), '\n'.join(map(str, told)))
 
-# %% ../nbs/32_reports.ipynb #aca99ee6
+# %% ../nbs/32_reports.ipynb #c746a0d2
 def data_facts(
     result,
     noisy=None, # what `noise.corrupt` returned, for the spread over classes
@@ -148,11 +153,14 @@ def data_facts(
 ) -> Block:
     "Sizes, and the noise measured against the noise asked for"
     r, rate = result, result['noise_rate_realised']
-    rows = [('Training images', f'{r["n_train"]:,}'), ('Test images, with right labels', f'{r["n_test"]:,}'), ('Classes', f'{r["n_classes"]:,}')]
+    rows = [('Training images', f'{r["n_train"]:,}')]
+    if r['n_test']: rows += [('Test images' + ', with right labels'*(rate is not None), f'{r["n_test"]:,}')]
+    rows += [('Classes', f'{r["n_classes"]:,}')]
     if r.get('imbalance'): rows += [('Smallest class over largest', f'{r["imbalance"]:g}')]
-    rows += [('The method sees', {'raw': 'raw pixels', None: 'images'}.get(r['embedding'], r['embedding'])),
-             ('Wrong labels asked for', 'people gave these labels' if r['noise_rate'] is None else percent(r['noise_rate'])),
-             ('Wrong labels measured', f'{percent(rate)}, which is {round(rate*r["n_train"]):,} labels' if rate else 'none were added; those that were there are not known')]
+    rows += [('The method sees', {'raw': 'raw pixels', None: 'images'}.get(r['embedding'], r['embedding']))]
+    if rate is None: rows += [('Wrong labels', 'none were added; those that were there are not known')]
+    else: rows += [('Wrong labels asked for', 'people gave these labels' if r['noise_rate'] is None else percent(r['noise_rate'])),
+                   ('Wrong labels measured', f'{percent(rate)}, which is {round(rate*r["n_train"]):,} labels')]
     if noisy is not None and rate:
         there = noisy.counts.nonzero()[0]; by = sorted(there, key=lambda c: noisy.rates[c]); name = lambda c: classes[c] if classes else c
         low, high = (f'{percent(noisy.rates[c], 0)}' for c in (by[0], by[-1]))
@@ -166,10 +174,9 @@ def cost_facts(result) -> Block:
     if graph is not None:
         source = 'kept from an earlier run; the time it took then' if r.get('graph_cached') else 'needs no labels, so other seeds and methods reuse it'
         rows += [('of which neighbour search', seconds(graph), source)]
-    each = f'{seconds(r["predict_seconds"]/r["n_test"])} an image' if r['predict_seconds'] is not None and r['n_test'] else ''
-    rows += [('Predict the test images', seconds(r['predict_seconds']), each),
-             ('Peak memory', memory(r['peak_memory_mib']), 'of the whole process, libraries and data included')]
-    return _facts(*rows)
+    if r['predict_seconds'] is not None and r['n_test']:
+        rows += [('Predict the test images', seconds(r['predict_seconds']), f'{seconds(r["predict_seconds"]/r["n_test"])} an image')]
+    return _facts(*rows, ('Peak memory', memory(r['peak_memory_mib']), 'of the whole process, libraries and data included'))
 
 def provenance_facts(result) -> Block:
     "What made these numbers, and the command that makes them again"
@@ -181,14 +188,17 @@ def provenance_facts(result) -> Block:
     return _facts(('Command', code(p['command'] or '–')), ('noisynb', p['noisynb']), ('Commit', commit), ('Python', p['python']), ('Libraries', libraries),
                   ('Device', device), ('Data fingerprint', code(p['data'] or '–')), ('Made', p['created'].replace('T', ' ').replace('+00:00', ' UTC')))
 
-# %% ../nbs/32_reports.ipynb #3a80ae90
+# %% ../nbs/32_reports.ipynb #6aa6ba2f
 def comparison(
     measured: dict, # name -> dict with test_accuracy, label_error_auroc, label_error_average_precision, label_error_f1
 ) -> Block:
     "One row per method, the first one set in bold"
     three = lambda x: '–' if x is None else f'{x:.3f}'
-    head = ('Method', 'Test accuracy', 'AUROC', 'Average precision', 'F1 of the flags')
-    rows = [(name, percent(m['test_accuracy']), *(three(m.get(f'label_error_{k}')) for k in ('auroc', 'average_precision', 'f1'))) for name, m in measured.items()]
+    columns = [('test_accuracy', 'Test accuracy', percent), ('label_error_auroc', 'AUROC', three),
+               ('label_error_average_precision', 'Average precision', three), ('label_error_f1', 'F1 of the flags', three)]
+    columns = [c for c in columns if any(m.get(c[0]) is not None for m in measured.values())]
+    head = ('Method', *(name for _, name, _ in columns))
+    rows = [(name, *(show(m.get(key)) for key, _, show in columns)) for name, m in measured.items()]
     line = lambda row: _cell(row[0], 'th', f' scope="row"{_left}') + ''.join(_cell(v, more='') for v in row[1:])
     top = ''.join(_cell(h, 'th', ' scope="col"') for h in head)
     body = ''.join(f'<tr{"" if i else " class=ours"}>{line(row)}</tr>' for i, row in enumerate(rows))

@@ -54,8 +54,8 @@ def wild():
     g = np.random.default_rng(3)
     return {'gaussian': gauss(500, 40), 'clusters': clusters(500, 30), 'far, float32': gauss(300, 20) + 1e4, 'far, float64': g.standard_normal((300, 20)) + 1e9,
         'far grid': g.integers(0, 3, (300, 6)) + 1e12, 'all equal': np.ones((200, 7)), 'copies': np.repeat(gauss(10, 8), 30, 0), 'near copies': 1 + 1e-9*g.standard_normal((200, 5)),
-        'one-hot': np.eye(200), 'float16': gauss(200, 9).astype('f2'), 'bytes': g.integers(0, 4, (300, 16)).astype('u1'), 'tiny': gauss(200, 9)*np.float32(1e-30), 'huge': gauss(200, 9)*np.float32(1e29),
-        'all sizes': g.standard_normal((200, 9))*10.**g.integers(-30, 29, (200, 1)), 'outliers': np.r_[gauss(200, 5), np.full((1, 5), 1e30), np.full((2, 5), -1e19)],
+        'one-hot': np.eye(200), 'float16': gauss(200, 9).astype('f2'), 'bytes': g.integers(0, 4, (300, 16)).astype('u1'), 'tiny': gauss(200, 9)*np.float32(1e-30), 'huge': gauss(200, 9)*np.float32(1e14),
+        'all sizes': g.standard_normal((200, 9))*10.**g.integers(-30, 14, (200, 1)), 'outliers': np.r_[gauss(200, 5), np.full((1, 5), 1e10), np.full((2, 5), -1e8)],
         'constant columns': np.c_[gauss(200, 3), np.full((200, 2), 1e6)], 'prime d': gauss(200, 67), 'few values': np.float32([5, 1, 4, 5, 4, 5, 2, 2, 4, 3, 1, 4, 5, 5, 3, 1, 1, 3, 1])[:, None], 'near twins': np.tile(gauss(50, 5), (2, 1)) + 1e-9*g.standard_normal((100, 5)),
         'tight groups': np.repeat(g.standard_normal((8, 6)), 30, 0) + 1e-5*g.standard_normal((240, 6)), 'one column': g.standard_normal((200, 1))}
 

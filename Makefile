@@ -11,14 +11,15 @@ stamp := $(VENV)/.installed
 page  := reports/digits/instance-0.4/wann-seed0.html
 
 .DEFAULT_GOAL := help
-.PHONY: help report test docs lock clean
+.PHONY: help report test benchmarks docs lock clean
 
 help:
-	@echo 'make report  train WANN on wrong labels and write the page about it'
-	@echo 'make test    run every notebook and the test suite'
-	@echo 'make docs    write README.md from nbs/index.ipynb'
-	@echo 'make lock    refresh constraints.txt after a change in pyproject.toml'
-	@echo 'make clean   remove caches and build products ($(VENV) stays)'
+	@echo 'make report      train WANN on wrong labels and write the page about it'
+	@echo 'make test        run every notebook and the test suite'
+	@echo 'make benchmarks  measure speed, memory and peers again (half an hour; wants a quiet machine)'
+	@echo 'make docs        write README.md from nbs/index.ipynb'
+	@echo 'make lock        refresh constraints.txt after a change in pyproject.toml'
+	@echo 'make clean       remove caches and build products ($(VENV) stays)'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer), VENV=$(VENV), WORKERS=$(WORKERS)'
 
 # The environment is made once and again when what it is made from changes.
@@ -41,6 +42,10 @@ $(page): $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb/*/*.py no
 test: $(stamp)
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers $(WORKERS)
 	$(bin)/python -m pytest
+
+benchmarks: $(stamp)
+	$(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' -c constraints.txt
+	$(bin)/jupyter execute --inplace --timeout=-1 nbs/benchmarks.ipynb nbs/benchmarks_peers.ipynb
 
 docs: $(stamp)
 	$(bin)/noisynb readme

@@ -23,16 +23,19 @@ def find_notebook(
     from noisynb.core import NoisynbError
     raise NoisynbError(f'{name}.ipynb is neither in nbs/ nor in the installed package; install noisynb again or run from a checkout')
 
-# %% ../nbs/40_cli.ipynb #63bb4749
+# %% ../nbs/40_cli.ipynb #a1bcc8a3
 def declared(
     notebook, # with a cell tagged `parameters`
 )->dict: # by name: type, default and comment, as text
-    "The parameters that `notebook` declares"
-    from papermill import inspect_notebook
+    "The parameters that `notebook` declares, each on a line such as `seed: int = 0`"
+    import ast, json
     from noisynb.core import NoisynbError
-    known = inspect_notebook(str(notebook))
-    if not known: raise NoisynbError(f'{notebook} has no cell tagged `parameters`; add the tag, or values given to it are lost')
-    return known
+    cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+    tagged = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', ())]
+    if not tagged: raise NoisynbError(f'{notebook} has no cell tagged `parameters`; add the tag, or values given to it are lost')
+    lines = [line for line in ast.parse(tagged[0]).body if isinstance(line, ast.AnnAssign)]
+    comment = lambda line: tagged[0].splitlines()[line.end_lineno - 1].encode()[line.end_col_offset:].decode().partition('#')[2].strip()
+    return {line.target.id: dict(inferred_type_name=ast.unparse(line.annotation), default=ast.unparse(line.value), help=comment(line)) for line in lines}
 
 # %% ../nbs/40_cli.ipynb #6ea2b570
 def read_value(

@@ -226,20 +226,20 @@ class _Ivf(_Faiss):
         with _threads(1): L, cells = self.index.quantizer.search(Q, self.index.nprobe)
         return self.index.search_preassigned(Q, K, cells, L)[1], None
 
-# %% ../nbs/11_neighbors.ipynb #90523aee
+# %% ../nbs/11_neighbors.ipynb #4f363d79
 def _sample(n, size, seed): return np.sort(generator(seed, 'neighbors/sample').choice(n, min(size, n), replace=False))
 
 def _share(found, truth): return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth)]))
 
 def _tune(engine, k, target, seed):
-    "Double the effort of an approximate engine until a sample finds its true neighbours, a little more than `target` of them"
+    "Raise the effort of an approximate engine until a sample finds its true neighbours, a little more than `target` of them"
     ids, effort = _sample(len(engine.S), 400, seed), engine.start
     own = engine.S[ids]
     truth = _without(_Faiss.shortlist(engine, own, k + 1)[0], ids)
     while True:
         engine.effort(effort)
         if effort >= engine.most or _share(engine.shortlist(own, k + 1 + PAD)[0], truth) >= target + (1 - target)/4: return
-        effort = min(2*effort, engine.most)
+        effort = min(effort + (effort + 1)//2, engine.most)
 
 # %% ../nbs/11_neighbors.ipynb #31773d1c
 def _digest(row): return hashlib.blake2b((row.astype(np.float64) + 0.).tobytes(), digest_size=16).digest()
@@ -256,7 +256,7 @@ def _copied(rows, Q, todo, k, own, I, D):
         else: I[i], D[i] = [j for j in same[key] if own is None or j != own[i]][:k], 0
     return np.array(left, int)
 
-# %% ../nbs/11_neighbors.ipynb #e69a4865
+# %% ../nbs/11_neighbors.ipynb #eae72770
 PAD = 8 # candidates beyond k
 
 class _Search:
@@ -283,7 +283,7 @@ class _Search:
                 D[at] = np.sqrt(V)/self.scale
                 left.append(at[~sure])
             todo = np.concatenate(left)
-            if len(todo) and K == k + PAD: todo = _copied(self.rows, Q, todo, k, own, I, D)
+            if len(todo) and K > k + PAD: todo = _copied(self.rows, Q, todo, k, own, I, D)
             K, engine = 8*K, self.certain
         return D, I
 

@@ -68,13 +68,20 @@ def test_version(capsys):
     (['run', 'wann', '-p', 'method', 'knn'], "no parameter 'method'"),
     (['run', 'wann', '-p', 'dataset', 'digit'], "did you mean 'digits'"),
     (['run', 'wann', '-p', 'noise_type', 'simmetric'], "did you mean 'symmetric'"),
-    (['run', 'wann', '-p', 'noise_type', 'worst'], "no noise kind 'worst'"), # digits has no human labels
+    (['run', 'wann', '-p', 'noise_type', 'worst'], "no kind of noise for digits 'worst'"), # digits has no human labels
     (['run', 'wann', '-p', 'options', '{k_mim: 5}'], "did you mean 'k_min'"),
     (['run', 'wann', '-p', 'options', 'k_min'], 'mapping'),
     (['run', 'wann', '-p', 'options', '{k_min: 5'], 'dict'),
     (['run', 'wann', '-p', 'seed', 'one'], "seed is 'one'; it takes int"),
     (['run', 'wann', '-p', 'noise_rate', 'None'], 'noise_rate'),
     (['run', 'wann', '-p', 'device', 'tpu'], "'tpu'"),
+    (['run', 'wann', '-p', 'noise_rate', '1.5'], 'noise_rate is 1.5'),
+    (['run', 'wann', '-p', 'n_train', '1'], 'n_train is 1'),
+    (['run', 'wann', '-p', 'imbalance', '0'], 'imbalance is 0'),
+    (['run', 'wann', '-p', 'seed', '-1'], 'seed is -1'),
+    (['run', 'wann', '-p', 'embedding', 'rawr'], "did you mean 'raw'"),
+    (['run', 'wann', '-p', 'epochs', '3'], 'does not train in epochs'),
+    (['run', 'wann', '-p', 'noise_type', 'matrix'], "no kind of noise for digits 'matrix'"),
     (['run', 'wann', '-p', 'dataset', 'nothing.npz'], 'nothing.npz'),
     (['run', 'wann', '-o', 'report.html'], '.ipynb')])
 def test_mistakes_are_one_line_and_status_2(args, words, capsys, at_root, tmp_path, monkeypatch):
@@ -100,6 +107,15 @@ def test_a_notebook_without_tag_is_refused(tmp_path):
 
 # reading
 
+def test_parameters_are_those_that_papermill_reads(at_root):
+    from papermill import inspect_notebook
+    theirs, ours = inspect_notebook(str(cli.find_notebook())), cli.declared(cli.find_notebook())
+    assert ours == {name: {k: p[k] for k in ('inferred_type_name', 'default', 'help')} for name, p in theirs.items()} and len(ours) > 10
+
+def test_a_slip_is_answered_before_the_slow_imports():
+    code = "import sys, noisynb.cli as c\nc.main(['run', 'wann', '-p', 'noise_rate', '1.5'])\nprint([m for m in ('papermill', 'nbformat', 'torch', 'faiss') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root).stdout == '[]\n'
+
 @pytest.mark.parametrize('text, kind, value', [('0.4', 'float', .4), ('1e-3', 'float', 1e-3), ('2', 'float', 2.), ('3', 'int', 3), ('-1', 'int', -1), ('yes', 'str', 'yes'),
     ('007', 'str', '007'), ('none', 'str', 'none'), ('None', 'int', None), ('null', 'str', None), ('{a: 1, b: [x, 2]}', 'dict', {'a': 1, 'b': ['x', 2]}), ('[1, 2]', 'list', [1, 2])])
 def test_values(text, kind, value):
@@ -111,14 +127,22 @@ def test_bad_values_name_the_parameter(text, kind):
     with pytest.raises(NoisynbError, match=f'^p is {re.escape(repr(text))}'): cli.read_value('p', text, kind)
 
 @pytest.mark.parametrize('more, place', [({}, 'reports/digits/symmetric-0.2/wann-seed3.ipynb'), (dict(noise_type='worst'), 'reports/digits/worst/wann-seed3.ipynb'),
-    (dict(noise_type='none', noise_rate=0.), 'reports/digits/none/wann-seed3.ipynb'), (dict(dataset='/far/away/my.npz'), 'reports/my/symmetric-0.2/wann-seed3.ipynb'), (dict(noise_rate=1/3), 'reports/digits/symmetric-0.333333/wann-seed3.ipynb')])
+    (dict(noise_type='none', noise_rate=0.), 'reports/digits/none/wann-seed3.ipynb'), (dict(dataset='/far/away/my.npz'), 'reports/my/symmetric-0.2/wann-seed3.ipynb'), (dict(noise_rate=1/3), 'reports/digits/symmetric-0.333333/wann-seed3.ipynb'),
+    (dict(n_train=5), 'reports/digits/symmetric-0.2/wann-seed3-n5.ipynb'), (dict(imbalance=.001, epochs=2), 'reports/digits/symmetric-0.2/wann-seed3-tail0.001-epochs2.ipynb'),
+    (dict(embedding='raw', n_train=None, imbalance=None, epochs=None, options={}), 'reports/digits/symmetric-0.2/wann-seed3.ipynb'), (dict(embedding='/far/dino.npz'), 'reports/digits/symmetric-0.2/wann-seed3-dino.ipynb'),
+    (dict(embedding='pca:64', options={'k_min': 5}), 'reports/digits/symmetric-0.2/wann-seed3-pca-64-k_min-5.ipynb')])
 def test_default_place(more, place):
     assert cli.default_output(dict(method='wann', dataset='digits', noise_type='symmetric', noise_rate=.2, seed=3) | more).as_posix() == place
+
+def test_long_names_of_places_end_in_a_hash():
+    base = dict(method='wann', dataset='digits', noise_type='none', noise_rate=0., seed=0)
+    a, b = (cli.default_output(base | dict(embedding='timm:' + 'x'*90 + tail)).name for tail in 'ab')
+    assert a != b and len(a) < 70 and re.search(r'-[0-9a-f]{6}\.ipynb$', a)
 
 def test_lists(capsys):
     assert cli.main(['list']) == 0
     words = capsys.readouterr().out.split()
-    assert {'methods', 'wann', 'datasets', 'digits', 'noise', 'instance', 'backbones', 'raw'} <= set(words)
+    assert {'methods', 'wann', 'datasets', 'digits', 'noise', 'instance', 'backbones', 'raw'} <= set(words) and 'matrix' not in words
 
 def test_doctor(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('NOISYNB_DATA', str(tmp_path))
@@ -185,10 +209,30 @@ def test_interrupt_leaves_nothing(toy, tmp_path):
     try:
         assert wait(lambda: pid().endswith('.')), p.stderr.read()
         p.send_signal(signal.SIGINT)
-        assert p.wait(30) == 130
+        assert p.wait(30) == 130 and p.stderr.read() == 'noisynb: interrupted, nothing was kept\n'
     finally: p.kill()
     assert not list((tmp_path/'out').iterdir())
     assert wait(lambda: not Path(f'/proc/{pid()[:-1]}').exists()) # the kernel is gone too
+
+def test_a_pipe_that_closes_is_no_error():
+    code = "import noisynb.cli as c, sys\nc._doctor = lambda args: print('x'*10**6)\nsys.exit(c.main(['doctor']))"
+    p = subprocess.run(f'{sys.executable} -c "$CODE" | head -c 5', shell=True, capture_output=True, text=True, env=os.environ | {'CODE': code})
+    assert (p.stdout, p.stderr) == ('xxxxx', '')
+
+def test_the_module_is_the_command_too():
+    p = subprocess.run([sys.executable, '-m', 'noisynb.cli', 'run', 'wan'], capture_output=True, text=True, cwd=root)
+    assert p.returncode == 2 and "did you mean 'wann'" in p.stderr
+
+def test_folders_of_this_machine_are_taken_out(toy, tmp_path):
+    nb = toy('1', "dataset: str = 'a'\nembedding: str = 'raw'\ndata_dir: str = None\nseed: int = 0")
+    asked = dict(dataset=str(tmp_path/'my "set".npz'), embedding=f'onnx:{tmp_path}/net.onnx', data_dir=str(tmp_path), seed=4)
+    out, = cli.execute(nb, tmp_path/'out/a.ipynb', asked)
+    done = nbformat.read(out, 4)
+    safe = dict(dataset='my "set".npz', embedding='onnx:net.onnx', data_dir='$NOISYNB_DATA', seed=4)
+    injected, = (c.source for c in done.cells if 'injected-parameters' in c.metadata.tags)
+    values = {}
+    exec(injected, values)
+    assert done.metadata.papermill.parameters == safe == {k: values[k] for k in safe} and str(tmp_path) not in out.read_text()
 
 def test_no_bar_outside_a_terminal(toy, tmp_path, capfd):
     cli.execute(toy('1'), tmp_path/'a.ipynb', {'seed': 1})

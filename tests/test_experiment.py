@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from noisynb import experiment, reports
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split, load
-from noisynb.experiment import check, command, prepare, published_for, run, spoil
+from noisynb.experiment import command, portable, prepare, published_for, run, spoil
 
 small = dict(n_train=240, seed=3)
 
@@ -136,6 +136,14 @@ def test_few_examples(tmp_path):
     "Fewer examples than neighbours: said once, not printed with folders"
     this = run(n_train=30, seed=0)
     assert this.result['n_train'] == 30 and this.notes and len(this.notes) == len(set(this.notes))
+    assert set(this.result['baseline_accuracy']) == {'knn-11', 'knn-29'}   # named by how many could vote
+    assert set(run(n_train=10, seed=0).result['baseline_accuracy']) == {'knn-9'}
+
+
+def test_warnings_of_arithmetic_are_notes():
+    with experiment._noted() as notes:
+        np.log(np.zeros(2)), np.log(np.zeros(2))
+    assert len(notes) == 1 and 'divide by zero' in notes[0]
 
 
 def test_prepare_thins_the_training_part_only():
@@ -186,7 +194,8 @@ def test_asymmetric_uses_the_map_of_the_data_set():
 
 def test_no_noise():
     r = run(noise_type='none', **small).result
-    assert r['noise_rate'] == r['noise_rate_realised'] == 0 and r['label_error_auroc'] is None and r['label_error_recall'] is None
+    assert r['noise_rate'] == 0 and r['noise_rate_realised'] is None and r['correction_accuracy'] is None and r['n_flagged'] >= 0
+    assert all(v is None for k, v in r.items() if k.startswith('label_error_'))
 
 
 def test_published_figures_need_the_same_setting():
@@ -202,6 +211,23 @@ def test_command_makes_the_same_run(wann):
     words = shlex.split(wann.result['provenance']['command'])
     asked = read_parameters(words[2], [(words[i + 1], words[i + 2]) for i in range(3, len(words), 3)], declared(find_notebook()))
     assert words[:3] == ['noisynb', 'run', 'wann'] and numbers(run(**asked).result) == numbers(wann.result)
+
+
+@pytest.mark.parametrize('name, safe', [('digits', 'digits'), ('pca:64', 'pca:64'), ('data/x.npz', 'data/x.npz'), ('/home/me/x.npz', 'x.npz'), ('~/x.npz', 'x.npz'), ('../../x.npz', 'x.npz'),
+    ('timm:vit.a?weights=/home/me/w.pth&size=64', 'timm:vit.a?weights=w.pth&size=64'), ('timm:vit?weights=%2Fhome%2Fme%2Fw.pth', 'timm:vit?weights=w.pth'), ('timm:hf_hub:timm/vit', 'timm:hf_hub:timm/vit'),
+    ('onnx:../net.onnx?size=64', 'onnx:net.onnx?size=64'), ('/home/me/features', 'features')])
+def test_of_a_path_that_leads_out_only_the_name_is_kept(name, safe): assert portable(name) == safe
+
+
+def test_corrected_votes_have_a_page_like_the_others():
+    r = run(method='corrected', **small).result
+    assert r['test_accuracy'] > .5 and r['label_error_auroc'] > .6 and set(r['baseline_accuracy']) == {'knn-11', 'knn-51'}
+    assert repr(reports.title(r)).startswith('Corrected votes on digits')
+
+
+def test_data_dir_may_name_the_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv('NOISYNB_DATA', str(tmp_path))
+    with pytest.raises(NoisynbError, match=re.escape(str(tmp_path))): run(dataset='cifar10', data_dir='$NOISYNB_DATA')
 
 
 def test_command_names_no_folder_and_quotes():
@@ -228,3 +254,16 @@ def test_notebook_from_papermill_to_page(tmp_path):
     assert out.with_suffix('.html').stat().st_size < 300_000 and str(tmp_path) not in page.get_text()
     errors = [o for c in nbformat.read(out, 4).cells for o in c.get('outputs', []) if o.output_type in ('error', 'stream')]
     assert not errors
+
+
+def test_page_of_labels_that_nobody_checked(tmp_path):
+    "No added noise and no test part: nothing is claimed that is not known, and nothing is a row of dashes"
+    from noisynb.cli import execute, find_notebook
+    data = tiny()
+    np.savez(tmp_path/'mine.npz', train_images=data.train.images, train_labels=data.train.human['worst'], test_images=data.test.images[:0], test_labels=data.test.labels[:0])
+    page, out = execute(find_notebook(), tmp_path/'o/x.ipynb', dict(dataset=str(tmp_path/'mine.npz'), noise_type='none', options={'k_min': 3, 'k_max': 9}), [reports.write_page])
+    page, r = BeautifulSoup(page.read_text(), 'html.parser'), reports.read_result(out)
+    text = page.get_text()
+    assert r['n_test'] == 0 and r['noise_rate_realised'] is None and 0 < r['n_flagged'] < 60
+    assert 'never saw' not in text and 'Test accuracy' not in text and 'tested' not in text and '–' not in text and 'it was' not in text
+    assert len(page.select('.gallery figure')) == min(20, r['n_flagged']) and str(tmp_path) not in out.read_text()

@@ -214,12 +214,20 @@ def test_seconds_are_near(t):
 
 def test_headline_of_odd_runs():
     "No noise, no test part, nothing flagged: dashes and no division by zero"
-    clean = result(noise_type='none', noise_rate=0., noise_rate_realised=0., label_error_auroc=None, label_error_average_precision=None, label_error_precision=None,
-                   label_error_recall=None, label_error_f1=None, n_flagged=0)
+    clean = result(noise_type='none', noise_rate=0., noise_rate_realised=None, label_error_auroc=None, label_error_average_precision=None, label_error_precision=None,
+                   label_error_recall=None, label_error_f1=None, n_flagged=7, correction_accuracy=None)
     assert 'Wrong labels found' not in repr(reports.headline(clean)) and 'no added noise' in repr(reports.title(clean)) and 'labels as they are' in repr(reports.title(clean)) and 'not known' in repr(reports.data_facts(clean))
+    assert 'Labels flagged: 7 (7.0\u202f% of 100' in repr(reports.headline(clean)) and 'right labels' not in repr(reports.title(clean)) + repr(reports.data_facts(clean))
+    assert repr(reports.comparison({'a': clean})).startswith('Method  Test accuracy\n')
     assert 'it flags none' in repr(reports.headline(result(label_error_precision=None, label_error_recall=0., n_flagged=0)))
     empty = result(n_test=0, test_accuracy=None, test_balanced_accuracy=None, predict_seconds=None, noise_rate_realised=None, label_error_recall=None, label_error_auroc=None)
     for block in (reports.title, reports.headline, reports.data_facts, reports.cost_facts, reports.provenance_facts): assert block(empty).markup
+    assert 'Test accuracy' not in repr(reports.headline(empty)) and 'tested' not in repr(reports.title(empty)) and 'test images' not in repr(reports.cost_facts(empty)).lower()
+
+
+def test_tiles_stand_in_a_viewer_that_floats_terms():
+    page = BeautifulSoup(reports.headline(result()).markup, 'html.parser')
+    assert page.find_all('dt') and all('float:none;width:auto;display:block' in tag['style'] for tag in page.find_all(['dt', 'dd']))
 
 
 def test_figures_leave_the_settings_of_others_alone():
@@ -241,6 +249,7 @@ def test_transition_puts_numbers_where_they_belong():
     texts = lambda T, names: {(round(t.get_position()[0]), round(t.get_position()[1])): t.get_text() for t in plots.transition(T, names).figure.axes[0].texts}
     assert texts(np.array([[.75, .25], [0, 1.]]), 'ab') == {(0, 0): '75', (1, 0): '25', (1, 1): '100'}   # x is the label given
     with pytest.raises(NoisynbError, match='class names'): plots.transition(np.eye(3), 'ab')
+    assert plots.transition(np.array([[.75, .25, 0], [0, 1, 0], [0, 0, 0]]), 'abc').alt.endswith('Between 75\u202f% and 100\u202f% of a class keep the right label; class a keeps least.')   # nobody is of class c
 
 
 def test_ranking_matches_hand_count():

@@ -9,12 +9,12 @@ __all__ = ['methods', 'method_class', 'make']
 import importlib, inspect
 from ..core import unknown
 
-# %% ../../nbs/20_methods.ipynb #a2f642b9
+# %% ../../nbs/20_methods.ipynb #aaa0982f
 methods = dict(
     knn=('noisynb.methods.wann:KNN', 'plain vote of the k nearest neighbours: what doing nothing about the noise gives'),
     ann=('noisynb.methods.wann:ANN', 'adaptive nearest neighbours: the size of the neighbourhood follows the labels'),
     wann=('noisynb.methods.wann:WANN', 'weighted adaptive nearest neighbours: votes count by their reliability'),
-    corrected=('noisynb.methods.wann:Corrected', 'votes of neighbours and kernel, corrected by the noise that they show (of this library)'),
+    corrected=('noisynb.methods.wann:Corrected', 'votes of neighbours and kernel, corrected by the noise that they show, a method of this library'),
 )
 
 def method_class(

@@ -241,7 +241,7 @@ def hardware(
     except OSError: names = []
     return names[0] if names else platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #7cea4ccd
+# %% ../nbs/00_core.ipynb #29af53a2
 def versions()->dict: # by distribution name
     "Versions of the libraries that numbers depend on, where installed"
     names = 'numpy scipy scikit-learn torch torchvision faiss-cpu faiss-gpu timm onnxruntime diffusers cleanlab ray'.split()
@@ -255,9 +255,13 @@ def threads()->int:
 
 def peak_memory_mib():
     "Peak resident memory of this process in MiB, or None where the system doesn't say"
+    try: # on Linux the peak that getrusage gives is inherited from the process that started this one
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return round(next(int(l.split()[1]) for l in lines if l.startswith('VmHWM'))/2**10, 1)
+    except (OSError, StopIteration): pass
     try: import resource
     except ImportError: return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10), 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10), 1)
 
 # %% ../nbs/00_core.ipynb #63195c42
 def provenance(

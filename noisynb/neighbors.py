@@ -141,7 +141,7 @@ class _Faiss:
         faiss.fvec_L2sqr_by_idx(*map(faiss.swig_ptr, (out, Q, self.S, ids)), self.part, len(I)*parts, I.shape[1])
         return out.sum(1, dtype=np.float64)
 
-# %% ../nbs/11_neighbors.ipynb #56528731
+# %% ../nbs/11_neighbors.ipynb #00720688
 class _Torch:
     "Exact search on a GPU, or on the CPU"
     exact = True
@@ -175,9 +175,10 @@ class _Torch:
     def direct(self, Q, I):
         import torch
         with torch.inference_mode():
-            q, I = torch.from_numpy(Q).to(self.device).double(), torch.from_numpy(I).to(self.device)
-            blocks = _steps(len(q), self.cells//(8*I.shape[1]*q.shape[1]) + 1)
-            return torch.cat([(self.S[I[b]].double() - q[b, None]).square().sum(-1) for b in blocks]).cpu().numpy()
+            q, at, out = torch.from_numpy(Q).to(self.device).double(), torch.from_numpy(I).to(self.device), np.empty(I.shape)
+            for b in _steps(len(q), self.cells//(8*I.shape[1]*q.shape[1]) + 1):
+                out[b] = (self.S[at[b]].double() - q[b, None]).square().sum(-1).cpu().numpy()
+            return out
 
 # %% ../nbs/11_neighbors.ipynb #2dcbe997
 @contextmanager

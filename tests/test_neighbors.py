@@ -95,6 +95,28 @@ def test_proofs_hold_for_engines_that_err_as_they_say(product, difference, lie):
     found = nb._Search(X, 'faiss', 'cpu', 10, .99, 0).nearest(X, 10, np.arange(300), Rough(X, product, difference, lie))[1]
     assert (found == brute(X, 10)[0]).all() == (lie is None)
 
+@pytest.mark.parametrize('d', [1, 8, 127, 131, 384, 1000])
+def test_engines_err_no_more_than_they_say(d):
+    X, Q, I = gauss(200, d), gauss(50, d, 1), np.tile(np.arange(200), (50, 1))
+    V = ((Q[:, None].astype(float) - X)**2).sum(-1)
+    for engine in (nb._Faiss(X), nb._Torch(X, 'cpu')): assert (np.abs(engine.direct(Q, I) - V) <= engine.error*V).all()
+    assert nb._Faiss(X).error <= 140*nb.U or d == 131
+
+def test_many_copies_need_no_search_of_all_rows(monkeypatch):
+    X, most, block = np.zeros((2000, 3)), [], nb._Search._block
+    monkeypatch.setattr(nb._Search, '_block', lambda self, engine, Q, K, k, own: (most.append(K), block(self, engine, Q, K, k, own))[1])
+    graph = NeighborGraph(4).fit(X)
+    assert max(most) < 200
+    np.testing.assert_array_equal(graph.indices_[[0, 2, 4, 5]], [[1, 2, 3, 4], [0, 1, 3, 4], [0, 1, 2, 3], [0, 1, 2, 3]])
+
+def test_copies_are_looked_up_only_where_they_suffice():
+    X, k = np.repeat([[1.], [2.], [3.], [4.]], [3, 4, 5, 6], axis=0), 4
+    I, D = np.full((18, k), -1), np.full((18, k), -1.)
+    left = nb._copied(X, X, np.arange(18), k, np.arange(18), I, D)
+    np.testing.assert_array_equal(left, np.arange(7))
+    np.testing.assert_array_equal(I[7:], brute(X, k)[0][7:])
+    np.testing.assert_array_equal(D[7:], 0)
+
 def test_torch_shortlists_in_blocks():
     X, Q = clusters(400, 10), clusters(130, 10, 1)
     engine = nb._Torch(X, 'cpu')

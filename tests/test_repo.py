@@ -102,7 +102,7 @@ def test_links_lead_somewhere():
     dead = []
     for page in [p for p in files() if p.suffix == '.md' or p in notebooks]:
         texts = [''.join(c['source']) for c in cells(page) if c['cell_type'] == 'markdown'] if page.suffix == '.ipynb' else [page.read_text()]
-        for link in re.findall(r'\]\((?![\w+.-]+:|#)([^)#\s]+)', re.sub(r'(?s)```.*?```|`[^`\n]*`|\$[^$\n]*\$', '', '\n'.join(texts))):
+        for link in re.findall(r'\]\((?:<(?=[^>]))?(?![\w+.-]+:|#)([^)#\s>]+)', re.sub(r'(?s)```.*?```|`[^`\n]*`|\$[^$\n]*\$', '', '\n'.join(texts))):
             if not (page.parent/link).exists(): dead.append(f'{here(page)}: {link}')
     assert dead == []
 

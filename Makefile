@@ -48,6 +48,7 @@ test: $(stamp)
 benchmarks: $(stamp)
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' -c constraints.txt
 	$(bin)/jupyter execute --inplace --timeout=-1 nbs/benchmarks.ipynb nbs/benchmarks_peers.ipynb
+	$(bin)/nbdev_clean
 
 docs: $(stamp)
 	$(bin)/noisynb readme

@@ -45,8 +45,8 @@ def local_votes(
         votes[start:start + 2**15] = np.bincount(cell.ravel(), weights.ravel(), len(near)*n_classes).reshape(-1, n_classes)
     return votes/votes.sum(1, keepdims=True)
 
-# %% ../nbs/17_quality.ipynb #dbac20ad
-def _blockwise(part, n, size=4096):
+# %% ../nbs/17_quality.ipynb #f4d98a3b
+def _blockwise(part, n, size=1024):
     "Results of `part` for slices over n rows, in order, each the work of one thread"
     with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool: yield from pool.map(part, [slice(i, i + size) for i in range(0, n, size)])
 

@@ -50,7 +50,7 @@ def _blockwise(part, n, size=1024):
     "Results of `part` for slices over n rows, in order, each the work of one thread"
     with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool: yield from pool.map(part, [slice(i, i + size) for i in range(0, n, size)])
 
-# %% ../nbs/17_quality.ipynb #59a72941
+# %% ../nbs/17_quality.ipynb #3aa02269
 class KernelVotes:
     "Leave-one-out kernel ridge regression of labels on embeddings"
     def fit(self,
@@ -66,40 +66,64 @@ class KernelVotes:
         self.width_ = float(max(((some - self.shift_)**2).sum(1).mean(), 1e-30)) # twice the square of half the root mean squared distance between rows
         self.points_ = X[np.linspace(0, n - 1, min(landmarks, max(1, n//2))).astype(int)].astype(np.float32) - self.shift_
         self.center_ = self._kernel(some).mean(0) # near the mean, so that little is lost in the sums
-        share, mean, gram, moment = self._moments(X, y, n_classes)
-        with threadpool_limits(1, 'blas'): values, basis = np.linalg.eigh(gram/n - np.outer(mean, mean))
-        values, right, basis = n*np.maximum(values, 0), n*(basis.T @ (moment/n - np.outer(mean, share))), basis.astype(np.float32)
-        turn = lambda rows: (self._kernel(X[rows]) - self.center_ - mean.astype(np.float32)) @ basis
-        def answers(Z, y, ridge):
-            "Leave-one-out answers and errors of turned kernel rows"
-            inverse, target = 1/(values + ridge), np.eye(n_classes)[y] - share
-            error = (target - Z @ (right*inverse[:, None]).astype(np.float32))/np.maximum(1 - (Z*Z) @ inverse.astype(np.float32) - 1/n, 1e-3)[:, None]
-            return target - error + share, error
+        moment, self.mean_, gram = self._moments(X, y, n_classes, gram=True)
+        with threadpool_limits(1, 'blas'): values, self.basis_ = np.linalg.eigh(gram/n - np.outer(self.mean_, self.mean_))
+        self.values_, self.ridge_ = n*np.maximum(values, 0), None
+        return self._solve(X, y, moment)
+
+    def relabel(self,
+        X, # (n, d) the embeddings of `fit`
+        y, # (n,) codes of other given labels
+        n_classes:int, # how many codes there are
+    ):
+        "Learn from other labels of the same rows: what depends on the embeddings alone is kept"
+        return self._solve(X, y, self._moments(X, y, n_classes)[0])
+
+    def _solve(self, X, y, moment):
+        "Choose the ridge, answer, and keep what `predict` needs; `moment` is that of kernel and labels"
+        n, C, center = len(X), moment.shape[1], self.center_ + self.mean_.astype(np.float32)
+        share = np.bincount(y, minlength=C)/n
+        right = self.basis_.T @ (moment - n*np.outer(self.mean_, share))
+        target = np.eye(C, dtype=np.float32) - share.astype(np.float32)
+        turned = lambda rows: (self._kernel(X[rows]) - center) @ self.basis_.astype(np.float32)
         sample = np.linspace(0, n - 1, min(n, 4096)).astype(int)
-        Z = np.concatenate(list(_blockwise(lambda rows: turn(sample[rows]), len(sample))))
-        ridges = np.logspace(-7, 0, 8)*max(values.sum(), 1e-30)
-        with threadpool_limits(1, 'blas'): best = min(ridges, key=lambda r: (answers(Z, y[sample], r)[1]**2).sum())
-        keep = values > 1e-3*best # what the ridge leaves of the others is nothing
-        values, right, basis = values[keep], right[keep], basis[:, keep]
-        self.votes_ = np.concatenate(list(_blockwise(lambda rows: np.maximum(answers(turn(rows), y[rows], best)[0], 0).astype(np.float32), n)))
-        with threadpool_limits(1, 'blas'): self.weights_ = basis @ (right/(values + best)[:, None]).astype(np.float32)
-        self.bias_ = (share - mean @ self.weights_ - self.center_ @ self.weights_).astype(np.float32)
+        Z = np.concatenate(list(_blockwise(lambda rows: turned(sample[rows]), len(sample))))
+        given, squares = target[y[sample]], Z*Z
+        def error(ridge):
+            inverse = 1/(self.values_ + ridge)
+            return (((given - Z @ (right*inverse[:, None]).astype(np.float32))/np.maximum(1 - squares @ inverse.astype(np.float32) - 1/n, 1e-3)[:, None])**2).sum()
+        with threadpool_limits(1, 'blas'): ridge = min(np.logspace(-7, 0, 8)*max(self.values_.sum(), 1e-30), key=error)
+        with threadpool_limits(1, 'blas'): self.weights_ = (self.basis_ @ (right/(self.values_ + ridge)[:, None])).astype(np.float32)
+        if ridge != self.ridge_: # else the leverages are those of the last labels
+            keep = self.values_ > 1e-3*ridge # what the ridge leaves of the others is nothing
+            scaled = (self.basis_[:, keep]/np.sqrt(self.values_[keep] + ridge)).astype(np.float32)
+        def part(rows):
+            Z = self._kernel(X[rows]); Z -= center
+            if ridge == self.ridge_: own = self.leverage_[rows]
+            else: own = Z @ scaled; own = np.einsum('ij,ij->i', own, own) + np.float32(1/n)
+            given = target[y[rows]]
+            return np.maximum(given - (given - Z @ self.weights_)/np.maximum(1 - own, 1e-3)[:, None] + share.astype(np.float32), 0), own
+        votes, leverages = zip(*_blockwise(part, n))
+        self.votes_, self.leverage_, self.ridge_ = np.concatenate(votes), np.concatenate(leverages), ridge
+        self.bias_ = (share - center @ self.weights_).astype(np.float32)
         return self
 
-    def _moments(self, X, y, n_classes):
-        "Shares of the labels; mean, second moment and moment with the labels of the kernel, less its centre"
+    def _moments(self, X, y, n_classes, gram=False):
+        "Moment of the kernel, less its centre, with the labels; and its mean and second moment"
         m, onehot = len(self.points_), np.eye(n_classes, dtype=np.float32)
-        mean, gram, moment = np.zeros(m), np.zeros((m, m)), np.zeros((m, n_classes))
         def part(rows):
-            Z = self._kernel(X[rows]) - self.center_
-            return Z.sum(0, dtype=np.float64), Z.T @ Z, Z.T @ onehot[y[rows]]
-        for a, b, c in _blockwise(part, len(X)): mean += a; gram += b; moment += c
-        return np.bincount(y, minlength=n_classes)/len(X), mean/len(X), gram, moment
+            Z = self._kernel(X[rows]); Z -= self.center_
+            return Z.T @ onehot[y[rows]], Z.sum(0, dtype=np.float64), Z.T @ Z if gram else 0
+        moment, mean, second = np.zeros((m, n_classes)), np.zeros(m), np.zeros((m, m))
+        for a, b, c in _blockwise(part, len(X)): moment += a; mean += b; second += c
+        return moment, mean/len(X), second
 
     def _kernel(self, X):
-        X = X.astype(np.float32) - self.shift_
-        squared = (X*X).sum(1)[:, None] + (self.points_**2).sum(1) - 2*X @ self.points_.T
-        return np.exp(np.maximum(squared, 0)/-self.width_)
+        X = np.subtract(X, self.shift_, dtype=np.float32)
+        K = X @ (self.points_*np.float32(2/self.width_)).T
+        K -= np.einsum('ij,ij->i', X, X)[:, None]/np.float32(self.width_)
+        K -= np.einsum('ij,ij->i', self.points_, self.points_)/np.float32(self.width_)
+        return np.exp(np.minimum(K, 0, out=K), out=K)
 
     def predict(self,
         X, # (m, d) embeddings of new examples
@@ -108,7 +132,7 @@ class KernelVotes:
         if not len(X): return np.zeros((0, len(self.bias_)), np.float32)
         return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows]) @ self.weights_ + self.bias_, 0), len(X))))
 
-# %% ../nbs/17_quality.ipynb #1187a98d
+# %% ../nbs/17_quality.ipynb #75904cb2
 def transition_matrix(
     posterior, # (n, n_classes) chance of each hidden class
     y, # (n,) codes of the given labels
@@ -159,19 +183,24 @@ class Correction:
         "The parameters of largest likelihood of the given labels, by L-BFGS"
         from scipy.optimize import minimize
         f, T, n = np.ascontiguousarray(f.T), self.transition_[:, y], len(y) # classes by rows: sums over classes are the fast ones
-        def loss(p):
-            a, B, matrix, b = self._unpack(p)
-            P = matrix.T @ f + b[:, None]
+        blocks = [slice(i, i + 4096) for i in range(0, n, 4096)]
+        def part(matrix, b, rows):
+            "Of the rows of one block: sum of the losses, and of their gradient by matrix and offset"
+            P = matrix @ f[:, rows] + b
             P -= P.max(0)
             np.exp(P, out=P)
             P /= P.sum(0)
-            seen = (P*T).sum(0) + 1e-9
-            G = P*(1 - T/seen) # gradient by the logits times n
-            D = f @ G.T/n
-            gradient = np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G.sum(1)/n])
-            return -np.log(seen).mean() + (B*B).sum()/n, gradient
+            PT = P*T[:, rows]
+            seen = PT.sum(0) + 1e-9
+            P -= np.divide(PT, seen, out=PT) # gradient by the logits
+            return -np.log(seen).sum(), f[:, rows] @ P.T, P.sum(1)
+        def loss(p):
+            a, B, matrix, b = self._unpack(p)
+            total, D, G = (sum(s)/n for s in zip(*pool.map(lambda rows: part(matrix.T, b[:, None], rows), blocks)))
+            return total + (B*B).sum()/n, np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G])
         bounds = [(-2, 2)] + [(None, None)]*(len(self.parameters_) - 1) # a sharpness beyond these is certainty, and nothing is
-        self.parameters_ = minimize(loss, self.parameters_, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=15)).x
+        with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool:
+            self.parameters_ = minimize(loss, self.parameters_, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=15)).x
 
 # %% ../nbs/17_quality.ipynb #26d49d27
 def _logsumexp(m):
@@ -183,7 +212,7 @@ def _softmax(m):
     e = np.exp(m - m.max(1, keepdims=True))
     return e/e.sum(1, keepdims=True)
 
-# %% ../nbs/17_quality.ipynb #80033ec9
+# %% ../nbs/17_quality.ipynb #ed55faca
 class LabelQuality:
     "The chance that each given label is right, and a classifier that knows how labels go wrong"
     def fit(self,
@@ -192,6 +221,7 @@ class LabelQuality:
         neighbors, # (n, k) rows of the nearest others
         distances, # (n, k) how far they are
         X=None, # (n, d) embeddings, for the second witness; None for neighbours alone
+        kernel=None, # `kernel_` of an earlier fit to other labels of the same embeddings
     ):
         "Learn from given labels; `quality_` (n,), `posterior_` (n, n_classes), `transition_` (n_classes, n_classes)"
         self.y_, self.kernel_ = y, None
@@ -200,10 +230,10 @@ class LabelQuality:
             return self
         votes, self.scale_ = local_votes(neighbors, distances, y, n_classes), local_scale(distances)
         if X is not None:
-            self.kernel_ = KernelVotes().fit(X, y, n_classes)
+            self.kernel_ = kernel.relabel(X, y, n_classes) if kernel else KernelVotes().fit(X, y, n_classes)
             votes = (votes + self.kernel_.votes_)/2
             del self.kernel_.votes_
-        with threadpool_limits(1, 'blas'): self.correction_ = Correction().fit(votes, y)
+        self.correction_ = Correction().fit(votes, y)
         self.quality_ = 1/(1 + np.exp(-np.clip(self.correction_.log_odds_, -700, 700)))
         self.posterior_, self.transition_ = self.correction_.posterior_, self.correction_.transition_
         return self
@@ -220,12 +250,14 @@ class LabelQuality:
         if self.kernel_: votes = (votes + self.kernel_.predict(X))/2
         return np.exp(self.correction_.log_proba(votes))
 
-# %% ../nbs/17_quality.ipynb #a7e58e44
+# %% ../nbs/17_quality.ipynb #f93df53c
+_left_out = 'posterior_', 'log_odds_', 'basis_', 'values_', 'leverage_', 'ridge_' # what `predict_proba` does without
+
 def state(
     fitted:LabelQuality,
 )->dict: # of arrays, and of dicts of arrays
-    "All that `restore` needs"
-    return {k: state(v) if hasattr(v, 'fit') else v for k, v in vars(fitted).items() if v is not None and k not in ('posterior_', 'log_odds_')}
+    "All that `restore` needs to predict"
+    return {k: state(v) if hasattr(v, 'fit') else v for k, v in vars(fitted).items() if v is not None and k not in _left_out}
 
 def restore(
     arrays:dict, # from `state`

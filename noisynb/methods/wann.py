@@ -179,10 +179,10 @@ class _Search(NoisyLabelClassifier):
         super()._restore(fitted | {'graph_': NeighborGraph.from_state(fitted['graph_']) if fitted['graph_'] else None})
         self._sizes(len(self.codes_))
 
-# %% ../../nbs/21_methods.wann.ipynb #f3a44ae4
+# %% ../../nbs/21_methods.wann.ipynb #a8123782
 class _Vote(_Search):
     "Neighbours to answers"
-    weighted, self_rule, quality, qualities = False, 'index', 'graph', ['embedding', 'graph']
+    weighted, self_rule, quality, qualities, _kernel = False, 'index', 'graph', ['embedding', 'graph'], None
 
     def fit(self, X, y,
         graph=None, # from `neighbor_graph(X)`, if it is there already
@@ -196,7 +196,7 @@ class _Vote(_Search):
         Z = self._scale(X, learn=True)
         if graph is not None: graph.check(Z, self._k_max)
         if self.reduce: Z, graph = self._reduced(Z, graph), None
-        self.graph_ = graph if graph is not None else self._search(Z)
+        self.graph_, self._kernel = graph if graph is not None else self._search(Z), None
         return self._learn()
 
     def predict(self, X):
@@ -261,7 +261,7 @@ class _Explain(_Vote):
         table = [dict(row=int(r), distance=float(d), label=n, k_star=int(self.k_star_[r]), share=float(s)) for r, d, n, s in zip(rows[0], distances[0], names, share) if s]
         return Explanation(table, self.classes_[winner[0]], len(table), int(rows[0, 0]), float(first - second))
 
-# %% ../../nbs/21_methods.wann.ipynb #020b4b00
+# %% ../../nbs/21_methods.wann.ipynb #43ffc008
 class _Edit(_Vote):
     def relabel(self, y,
         rows=None, # positions of the examples that `y` belongs to; None for all
@@ -301,11 +301,11 @@ class _Edit(_Vote):
         "Encode the labels, mend the graph, and vote again"
         if self.reduce and (change_graph or self.reduce != 'pca'): raise NoisynbError(f'reduce={self.reduce!r} was learnt from the examples as they were; fit again instead')
         self.classes_, self.codes_ = check_labels(np.array(labels.tolist()), len(labels))
-        if change_graph: self.graph_ = change_graph()
+        if change_graph: self.graph_, self._kernel = change_graph(), None
         self._sizes(len(labels))
         return self._learn()
 
-# %% ../../nbs/21_methods.wann.ipynb #7b0b9d5b
+# %% ../../nbs/21_methods.wann.ipynb #80062745
 class WANN(_Explain, _Edit):
     "Weighted adaptive nearest neighbours (Di Salvo et al., TMLR 2025)"
     weighted, qualities = True, ['embedding', 'graph', 'reliability']
@@ -343,7 +343,10 @@ class WANN(_Explain, _Edit):
         "LabelQuality of the given labels"
         near = self.graph_.indices_[:, :self._k_max] if self.graph_ else self._others()
         rows = self.graph_.rows_ if self.graph_ and self.quality == 'embedding' else None
-        return LabelQuality().fit(self.codes_, len(self.classes_), near, self._lengths(self.graph_.distances_[:, :self._k_max]) if self.graph_ else np.zeros((1, 0)), rows)
+        distances = self._lengths(self.graph_.distances_[:, :self._k_max]) if self.graph_ else np.zeros((1, 0))
+        found = LabelQuality().fit(self.codes_, len(self.classes_), near, distances, rows, self._kernel)
+        self._kernel = found.kernel_ # serves other labels of the same rows
+        return found
 
     def _lengths(self, distances): return np.sqrt(2*distances) if self.metric == 'cosine' else distances
 

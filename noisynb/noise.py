@@ -75,7 +75,7 @@ def transition(
     T[moved, moved], T[moved, to[moved]] = 1-rate, rate
     return T
 
-# %% ../nbs/02_noise.ipynb #83d34e51
+# %% ../nbs/02_noise.ipynb #30be84b2
 @dataclass(frozen=True, eq=False, repr=False)
 class Noisy:
     "Labels as given, which of them are wrong, and the rates asked for and realised"
@@ -94,8 +94,8 @@ class Noisy:
     def __len__(self): return len(self.given)
     def __array__(self, dtype=None, copy=None): return np.array(self.given, dtype=dtype, copy=copy)
     def __repr__(self):
-        asked = '' if self.rate_nominal is None else f', {self.rate_nominal:.1%} asked for'
-        return f'Noisy({self.kind}, {len(self):,} labels, {self.rate:.1%} wrong{asked})'
+        asked = '' if self.rate_nominal is None else f', {100*self.rate_nominal:.1f} % asked for'
+        return f'Noisy({self.kind}, {len(self):,} labels, {100*self.rate:.1f} % wrong{asked})'
 
     def table(self,
         classes=None, # names; None for numbers

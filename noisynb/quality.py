@@ -132,7 +132,7 @@ class KernelVotes:
         if not len(X): return np.zeros((0, len(self.bias_)), np.float32)
         return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows]) @ self.weights_ + self.bias_, 0), len(X))))
 
-# %% ../nbs/17_quality.ipynb #75904cb2
+# %% ../nbs/17_quality.ipynb #de88f35a
 def transition_matrix(
     posterior, # (n, n_classes) chance of each hidden class
     y, # (n,) codes of the given labels
@@ -155,8 +155,8 @@ class Correction:
         self.mean_, self.spread_ = f.mean(0), f.std() + 1e-12
         f = (f - self.mean_)/self.spread_
         self.parameters_, posterior = np.zeros(1 + C*C + C), np.eye(C)[votes.argmax(1)]
-        rows = slice(None, None, max(1, n//max(12_000, 655_360//C))) # more rows rank a little better and cost more
-        for _ in range(rounds):
+        for last in [False]*(rounds - 1) + [True]: # more rows rank a little better and cost more
+            rows = slice(None, None, max(1, n//(max(12_000, 655_360//C) if last else 12_000)))
             self.transition_ = transition_matrix(posterior, y)
             self._maximise(f[rows], y[rows])
             joint = self.log_proba(votes) + np.log(self.transition_[:, y].T)

@@ -307,16 +307,23 @@ def _row(
             'Published': 'none' if r['published_accuracy'] is None else f'{percent(r["published_accuracy"])} ({_md(r["published_source"] or "")})',
             'Pages, by seed': ' '.join(f'[{x["seed"]}](<{link(p)}>)' for p, x in runs)}
 
-# %% ../nbs/32_reports.ipynb #2cfa12b8
+# %% ../nbs/32_reports.ipynb #3aff7d04
 def _gather(folder) -> dict: # setting -> entry -> [(path, result)] by seed
     "The newest record of each setting, method and seed below `folder`"
     newest, tables = {}, {}
     for path in sorted(folder.rglob('*.json')):
         if any(part.startswith('.') for part in path.relative_to(folder).parts): continue
+        if not _is_run(path): continue
         r = read_result(path); key = _setting(r), _entry(r), r['seed']
         if key not in newest or r['provenance']['created'] >= newest[key][1]['provenance']['created']: newest[key] = path, r
     for (setting, entry, _), run in sorted(newest.items()): tables.setdefault(setting, {}).setdefault(entry, []).append(run)
     return tables
+
+def _is_run(path)->bool:
+    "Whether a .json tells of a run; one that cannot be read is left to `read_result` to complain of"
+    try: content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError: return True
+    return isinstance(content, dict) and 'test_accuracy' in content
 
 def _table(entries, folder) -> list: # lines of Markdown
     "Heading and table of one noisy data set, best first"

@@ -294,7 +294,7 @@ def test_human_labels():
 def test_the_record_is_an_array_of_the_given_labels():
     noisy = corrupt(cycle[:100], 'pair', .2)
     assert (np.asarray(noisy) == noisy.given).all() and len(noisy) == 100 and np.asarray(noisy, dtype=float).dtype == float
-    assert '20.0% wrong' in repr(noisy) and noisy.table(classes=list('abcdefghij')).rows[0] == {'class': 'a', 'examples': 10, 'expected': pytest.approx(.2), 'realised': pytest.approx(.2)}
+    assert '20.0 % wrong' in repr(noisy) and noisy.table(classes=list('abcdefghij')).rows[0] == {'class': 'a', 'examples': 10, 'expected': pytest.approx(.2), 'realised': pytest.approx(.2)}
 
 
 # --- mistakes ---

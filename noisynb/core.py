@@ -134,18 +134,20 @@ def cache_folder()->Path:
     "Where embeddings and neighbour graphs are kept: $NOISYNB_CACHE, else ~/.cache/noisynb/store"
     return Path(os.environ.get('NOISYNB_CACHE') or '~/.cache/noisynb/store').expanduser()
 
-# %% ../nbs/00_core.ipynb #9a158451
+# %% ../nbs/00_core.ipynb #f274bbb7
 def fingerprint(
-    *parts, # arrays or strings; their order matters
+    *parts, # arrays, strings, or what has a fingerprint of its own; their order matters
 )->str: # 16 hexadecimal digits
     "The start of the SHA-256 of arrays and strings, with their types and shapes"
     import numpy as np
     h = hashlib.sha256()
     for p in parts:
-        a = np.ascontiguousarray(np.frombuffer(p.encode(), np.uint8) if isinstance(p, str) else p)
+        p = getattr(p, 'fingerprint', p) # images that are still in their files
+        a = np.frombuffer(p.encode(), np.uint8) if isinstance(p, str) else np.asarray(p)
         if a.dtype.hasobject: raise NoisynbError('an array of Python objects has no fingerprint; convert it to numbers or fixed-width text')
         h.update(f'{"str" if isinstance(p, str) else a.dtype.str}{np.shape(p)}'.encode())
-        h.update(a.reshape(-1).view(np.uint8))
+        step = max(1, 2**26*len(a)//max(1, a.nbytes)) if a.ndim else 1 # rows at a time, so that a mapped file is not copied whole
+        for i in range(0, len(a) if a.ndim else 1, step): h.update(np.ascontiguousarray(a[i:i + step] if a.ndim else a).reshape(-1).view(np.uint8))
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #de2fc0fa

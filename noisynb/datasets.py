@@ -6,8 +6,8 @@
 __all__ = ['datasets', 'Split', 'Dataset', 'read_idx', 'SafeUnpickler', 'read_pickle', 'read_cifar', 'read_human', 'read_npz',
            'Source', 'Spec', 'available', 'load']
 
-# %% ../nbs/01_datasets.ipynb #15245fd6
-import collections, gzip, hashlib, http.client, io, math, pickle, re, tarfile, urllib.request, zipfile
+# %% ../nbs/01_datasets.ipynb #6b7ce6fe
+import collections, gzip, hashlib, http.client, importlib, io, math, os, pickle, re, tarfile, urllib.request, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,9 +31,10 @@ def _labels(
     if a.size and a.dtype.kind not in 'iu': raise NoisynbError(f'{what} have type {a.dtype}; class indices are whole numbers: use astype(int) if they are')
     return a.astype(np.int64)
 
-# %% ../nbs/01_datasets.ipynb #120edfa7
+# %% ../nbs/01_datasets.ipynb #b55019d0
 def _images(values)->np.ndarray: # uint8 (n, h, w, c)
     "Images as uint8 with the channel last, or an error that says what they are instead"
+    if hasattr(type(values), 'fingerprint'): return values # files: an array in all but memory
     a = np.asarray(values)
     if a.dtype.kind == 'f' and not np.isfinite(a).all():
         raise NoisynbError(f'images hold {a[~np.isfinite(a)][0]}; leave out or repair such images')
@@ -44,7 +45,7 @@ def _images(values)->np.ndarray: # uint8 (n, h, w, c)
         raise NoisynbError(f'images have shape {a.shape}; give (n, h, w) or (n, h, w, channels) with 1 to 4 channels: images.transpose(0, 2, 3, 1) puts the channel last')
     return a
 
-# %% ../nbs/01_datasets.ipynb #184627bd
+# %% ../nbs/01_datasets.ipynb #d3a4763a
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     "Images (n, h, w, c) uint8, labels (n,) int64 and further label vectors for the same images"
@@ -69,7 +70,8 @@ class Split:
         "The rows at `indices` (whole numbers, or a mask), in that order"
         i = np.asarray(indices)
         i = i.astype(np.int64) if i.size == 0 and i.dtype.kind == 'f' else i
-        try: return Split(self.images[i], self.labels[i], {k: v[i] for k, v in self.human.items()})
+        images = getattr(self.images, 'rows', self.images.__getitem__)
+        try: return Split(images(i), self.labels[i], {k: v[i] for k, v in self.human.items()})
         except IndexError as e:
             raise NoisynbError(f'cannot take rows: {e}; there are {len(self):,}: give whole numbers below that, or a mask of that length') from None
 
@@ -296,31 +298,33 @@ def read_npz(
             except NoisynbError as e: raise NoisynbError(f'{p}: {e}') from None
         return Dataset(path.stem, classes=_npz_classes(got, [s.labels for s in parts.values()]), source=path.name, **parts)
 
-# %% ../nbs/01_datasets.ipynb #2e911c3d
+# %% ../nbs/01_datasets.ipynb #4ee4265e
 @dataclass(frozen=True)
 class Source:
-    "A file of a data set: where to get it, its checksum, and where it may lie below the data folder"
-    url: str
-    sha256: str
+    "A file or folder of a data set: where to get it, its checksum, and where it may lie below the data folder"
+    url: str # of the file, or of a page that says how to get it
+    sha256: str # '' if it cannot be downloaded, or has an MD5
     places: tuple # absolute, or below the data folder; the last is where a download is put
-    inside: tuple = () # files that a place which is a folder must hold
+    inside: tuple = () # what a place which is a folder must hold; names between | are alternatives
+    md5: str = '' # where its owners publish no better sum
 
     def find(self, folder)->Path|None:
         "The first of its places that is there, and complete"
-        here = lambda p: p.is_file() or self.inside and all((p/n).is_file() for n in self.inside)
-        return next((p for p in (Path(folder)/q for q in self.places) if here(p)), None)
+        here = lambda p: p.is_file() or self.inside and all(any((p/n).exists() for n in names.split('|')) for names in self.inside)
+        return next((p for p in (Path(folder)/Path(q).expanduser() for q in self.places) if here(p)), None)
 
 @dataclass(frozen=True)
 class Spec:
     "What is known of a public data set without reading it"
     description: str
-    read: object # paths of the sources -> train and test Split
+    read: object # paths of the sources -> train, test and, if there is one, val Split
     classes: tuple
     home: str # where it is described
     sources: tuple = ()
     human: tuple = () # names of its human label vectors
     superclasses: tuple | None = None
-    asymmetric: str = 'pair' # name of the usual map of asymmetric noise
+    asymmetric: str | dict = 'pair' # the usual map of asymmetric noise, or its name
+    truth: bool = True # False if training labels are wrong and nobody knows which
 
 # %% ../nbs/01_datasets.ipynb #248d8823
 def _read_digits(paths):
@@ -387,8 +391,19 @@ _fashion_files = _idx_sources('fashion-mnist', 'FashionMNIST', 'https://github.c
     3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84 a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845
     346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5''', '/usr/share/datasets/fashion-mnist')
 
-# %% ../nbs/01_datasets.ipynb #636723bc
-datasets = dict(
+# %% ../nbs/01_datasets.ipynb #a1fe4421
+class _Sets(collections.UserDict):
+    "Descriptions of data sets by name: those given, then those of `noisynb.archives`"
+    def __init__(self, own): self.own = own
+    @cached_property
+    def data(self): return self.own | importlib.import_module('noisynb.archives').archives
+    def __contains__(self, name): return name in self.data or self._variant(name) is not None
+    def __missing__(self, name):
+        if (spec := self._variant(name)) is None: raise KeyError(name)
+        return spec
+    def _variant(self, name): return importlib.import_module('noisynb.archives').variant(name)
+
+datasets = _Sets(dict(
     digits=Spec("scikit-learn's handwritten digits, 8x8 grey, in the box", _read_digits, _digits, 'https://archive.ics.uci.edu/dataset/80'),
     mnist=Spec('handwritten digits, 28x28 grey', _read_idx_set, _digits, 'http://yann.lecun.com/exdb/mnist/', _mnist_files, asymmetric='mnist'),
     **{'fashion-mnist': Spec('articles of clothing, 28x28 grey', _read_idx_set, _fashion, 'https://github.com/zalandoresearch/fashion-mnist', _fashion_files)},
@@ -398,9 +413,9 @@ datasets = dict(
     cifar10n=Spec('CIFAR-10 with labels by people', _with_human(_read_cifar10, _human10), _cifar10, 'http://www.noisylabels.com', (_tar10, _pt10),
         tuple(_human10), asymmetric='cifar10'),
     cifar100n=Spec('CIFAR-100 with labels by people', _with_human(_read_cifar100, _human100), _cifar100, 'http://www.noisylabels.com', (_tar100, _pt100),
-        tuple(_human100), _families, 'cifar100-superclass'))
+        tuple(_human100), _families, 'cifar100-superclass')))
 
-# %% ../nbs/01_datasets.ipynb #fb1f8423
+# %% ../nbs/01_datasets.ipynb #5463826e
 def _pieces(url, response):
     "Yield the body of a response, a MiB at a time"
     try:
@@ -412,56 +427,68 @@ def _fetch(source, folder):
     path = Path(folder)/source.places[-1]
     try: response = urllib.request.urlopen(source.url, timeout=60)
     except (OSError, http.client.HTTPException) as e: raise NoisynbError(f'cannot reach {source.url}: {e}; fetch it on another machine and put it at {path}') from e
-    digest, size = hashlib.sha256(), int(response.headers.get('Content-Length') or 0)
+    digest, size = hashlib.md5(usedforsecurity=False) if source.md5 else hashlib.sha256(), int(response.headers.get('Content-Length') or 0)
     with response, atomic_path(path) as tmp:
         with open(tmp, 'wb') as f:
             for piece in track(_pieces(source.url, response), f'{path.name} (MiB)', math.ceil(size/2**20)):
                 digest.update(piece); f.write(piece)
-        if (found := digest.hexdigest()) != source.sha256:
-            raise NoisynbError(f'{source.url} has SHA-256 {found}, not {source.sha256}: the download broke off or the file there has changed; nothing was kept, try again')
+        if (found := digest.hexdigest()) != (wanted := source.md5 or source.sha256):
+            raise NoisynbError(f'{source.url} has {"MD5" if source.md5 else "SHA-256"} {found}, not {wanted}: the download broke off or the file there has changed; nothing was kept, try again')
     return path
 
-# %% ../nbs/01_datasets.ipynb #a71076e4
+# %% ../nbs/01_datasets.ipynb #4e18d04b
 def _spec(name):
     if name in datasets: return datasets[name]
-    raise unknown('data set', name, [*datasets, 'the path of an .npz file'])
+    raise unknown('data set', name, [*datasets, 'the path of a folder, .csv, .parquet or .npz'])
 
-def _npz_path(name, data_dir):
-    "The .npz as given, or below the data folder"
-    return next((p for p in (Path(name).expanduser(), data_folder(data_dir)/name) if p.is_file()), None)
+_endings = '.npz', '.csv', '.tsv', '.parquet', '.pq'
+
+def _own(name, data_dir):
+    "The file or folder of one's own as given, or below the data folder; None if it is not there or `name` is no path"
+    if not name or name in datasets: return None
+    places = Path(name).expanduser(), data_folder(data_dir)/name
+    return next((p for p in places if os.path.isdir(p) or name.lower().endswith(_endings) and os.path.isfile(p)), None)
 
 def available(
-    name, # a name in `datasets`, or the path of an .npz
+    name, # a name in `datasets`, or the path of a folder, .csv, .parquet or .npz
     data_dir=None, # the data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
 )->bool:
     "Whether the files of a data set are there; opens none"
-    if str(name).endswith('.npz'): return _npz_path(name, data_dir) is not None
-    return all(s.find(data_folder(data_dir)) for s in _spec(name).sources)
+    if _own(str(name), data_dir): return True
+    return not str(name).lower().endswith(_endings) and all(s.find(data_folder(data_dir)) for s in _spec(name).sources)
 
-# %% ../nbs/01_datasets.ipynb #ee8f5329
+# %% ../nbs/01_datasets.ipynb #b2ff09b1
 def _lost(name, folder, sources):
     "What to say of missing files: where to put them, where to get them, what else would do"
-    rows = []
+    rows, free = [], all(s.sha256 or s.md5 for s in sources)
     for s in sources:
+        if not (s.sha256 or s.md5):
+            place = next((p for q in s.places if (p := folder/q).is_dir()), folder/s.places[-1])
+            found = [any((place/n).exists() for n in names.split('|')) for names in s.inside]
+            rows += [f'  {place}, a folder with (see {s.url})', *(f'    {n.replace("|", " or ")}{", which is there"*ok}' for n, ok in zip(s.inside, found))]
+            continue
         rows.append(f'  {folder/s.places[-1]}  from {s.url}')
         if s.inside: rows.append(f'    or the folder {folder/s.places[0]} with {", ".join(s.inside)}')
         else: rows.append(f'    or {", ".join(s.places[:-1])}')
-    return '\n'.join([f'{name}: {len(sources)} of its files are missing. Put them there, or use load({name!r}, download=True):', *rows])
+    first = f'{len(sources)} of its files are missing. Put them there, or use load({name!r}, download=True):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
+    return '\n'.join([f'{name}: {first}', *rows])
 
 def load(
-    name_or_path, # a name in `datasets`, or the path of an .npz (as it stands, or below the data folder)
+    name_or_path, # a name in `datasets`, or a path (as it stands, or below the data folder): a folder per class, .csv, .parquet, .npz
     data_dir=None, # the data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
     download:bool=False, # fetch files that are missing
+    **options, # for a folder or table: size, path_column and so on, as `read_folder` and `read_table` take them
 )->Dataset:
-    "A data set by name or from an .npz; raises `NoisynbError` for files that are missing, damaged or hostile"
+    "A data set by name or from one's own files; raises `NoisynbError` for files that are missing, damaged or hostile"
     name, folder = str(name_or_path), data_folder(data_dir)
-    if name.endswith('.npz'):
-        path = _npz_path(name, data_dir)
-        if path is None: raise NoisynbError(f'there is no file {name!r}, here or in {folder}')
-        return read_npz(path)
+    path = _own(name, data_dir)
+    if path and path.suffix.lower() != '.npz': return importlib.import_module('noisynb.files').read(path, **options)
+    if options: raise NoisynbError(f'{name} takes no option {next(iter(options))!r}; options are for a folder or a table of pictures')
+    if path: return read_npz(path)
+    if name.lower().endswith(_endings): raise NoisynbError(f'there is no file {name!r}, here or in {folder}')
     spec = _spec(name)
-    paths = [s.find(folder) or (_fetch(s, folder) if download else None) for s in spec.sources]
+    paths = [s.find(folder) or (_fetch(s, folder) if download and (s.sha256 or s.md5) else None) for s in spec.sources]
     lost = [s for s, p in zip(spec.sources, paths) if p is None]
     if lost: raise NoisynbError(_lost(name, folder, lost))
-    train, test = spec.read(paths)
-    with _reading(paths[-1].parent if paths else name): return Dataset(name, train, test, spec.classes, superclasses=spec.superclasses, source=spec.home)
+    train, test, *val = spec.read(paths)
+    with _reading(paths[-1].parent if paths else name): return Dataset(name, train, test, spec.classes, *val, superclasses=spec.superclasses, source=spec.home)

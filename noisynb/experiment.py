@@ -80,7 +80,7 @@ def prepare(
         rows = rows[subsample(whole.train.labels[rows], n_train, seed)]
     return whole, whole if n_train is None and imbalance is None else replace(whole, train=whole.train.take(rows)), rows
 
-# %% ../nbs/30_experiment.ipynb #3f4561b8
+# %% ../nbs/30_experiment.ipynb #a9cb7646
 def spoil(
     data: Dataset,
     noise_type: str = 'instance', # a kind that takes a rate, 'none', or the name of human labels
@@ -89,6 +89,8 @@ def spoil(
 ) -> Noisy:
     "Wrong labels for the training part"
     if noise_type not in generated: return corrupt(data.train, noise_type, n_classes=data.n_classes)
+    if data.name in datasets and not datasets[data.name].truth:
+        warnings.warn(f'labels of {data.name} are wrong as they come, and which is not known: what is said of label errors counts the added ones only')
     named = datasets[data.name].asymmetric if data.name in datasets else 'pair'
     mapping = None if noise_type != 'asymmetric' else named if named != 'pair' else np.roll(range(data.n_classes), -1)
     return corrupt(data.train, noise_type, noise_rate, seed, n_classes=data.n_classes, mapping=mapping, superclasses=data.superclasses)

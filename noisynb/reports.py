@@ -37,9 +37,10 @@ def memory(
     "A size in memory"
     return '–' if mib is None else f'{mib:,.0f}\u202fMiB' if mib < 1024 else f'{mib/1024:.1f}\u202fGiB'
 
-# %% ../nbs/32_reports.ipynb #6256320f
+# %% ../nbs/32_reports.ipynb #c64b33db
 spelled = {'knn': 'k-NN', 'corrected': 'Corrected votes', 'fashion-mnist': 'Fashion-MNIST', 'mnist': 'MNIST', 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
-           'cifar10n': 'CIFAR-10N', 'cifar100n': 'CIFAR-100N'}
+           'cifar10n': 'CIFAR-10N', 'cifar100n': 'CIFAR-100N', 'animal10n': 'Animal-10N', 'webvision50': 'WebVision-50', 'clothing1m': 'Clothing1M',
+           'pneumoniamnist': 'PneumoniaMNIST', 'dermamnist': 'DermaMNIST', 'breastmnist': 'BreastMNIST', 'linear': 'Linear probe'}
 adjectives = dict(symmetric='symmetric', asymmetric='asymmetric', pair='pair-flip', instance='instance-dependent', matrix='transition-matrix')
 
 def method_name(name: str) -> str:

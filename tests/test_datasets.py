@@ -173,10 +173,10 @@ def test_digits_are_scikit_learns():
 def test_registry_is_light_and_complete(tmp_path):
     code = "import sys; from noisynb.datasets import available, datasets; available('digits'); print([m for m in ('torch', 'sklearn', 'scipy', 'pandas', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
-    assert list(D.datasets) == ['digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n']
+    assert list(D.datasets.own) == ['digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n']
     assert available('digits', tmp_path) and not any(available(n, tmp_path) for n in ('mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n'))
     assert D.datasets['cifar10n'].human == ('aggre', 'random1', 'random2', 'random3', 'worst')
-    for s in D.datasets.values(): assert len(set(s.classes)) == len(s.classes) and all(len(f.sha256) == 64 and f.url.startswith('https://') for f in s.sources)
+    for s in D.datasets.own.values(): assert len(set(s.classes)) == len(s.classes) and all(len(f.sha256) == 64 and f.url.startswith('https://') for f in s.sources)
 
 def test_official_names_and_families():
     from noisynb.core import load_torchvision

@@ -16,30 +16,73 @@ import numpy as np
 from .core import NoisynbError, atomic_write, cache_folder, data_folder, fingerprint, load_torchvision, pick_device, require, threads, track, unknown, versions
 from .datasets import Split
 
-# %% ../nbs/10_embeddings.ipynb #2480a9de
+# %% ../nbs/10_embeddings.ipynb #b938963f
+_held = 2**28
+
+def _thumbnails(images):
+    "Arrays as they are; files decoded 32 pixels wide if all fit in 256 MiB, else files of that size"
+    if isinstance(images, np.ndarray): return images
+    small = images.at(min(images.size, 32))
+    return np.asarray(small) if small.nbytes <= _held else small
+
 def pixels(
     images, # uint8 (n, h, w, c)
 )->np.ndarray: # float32 (n, h*w*c), values in [0, 1]
     "The pixels of each image as one row"
+    images = _thumbnails(images)
+    if not isinstance(images, np.ndarray): raise NoisynbError(f'the pixels of {len(images):,} files take more than 1 GiB; use their principal components: pca:64')
     return np.divide(images.reshape(len(images), math.prod(images.shape[1:])), np.float32(255), dtype=np.float32)
 
-# %% ../nbs/10_embeddings.ipynb #ec7daa5b
+# %% ../nbs/10_embeddings.ipynb #d4692c56
+_block = 1024
+
+def _blocks(images, label):
+    "Yield (start, float32 (b, d)) of pixels less 128"
+    starts = range(0, len(images), _block)
+    for i in starts if isinstance(images, np.ndarray) else track(starts, label): yield i, images[i:i+_block].reshape(-1, math.prod(images.shape[1:])).astype(np.float32) - 128
+
+def _from_sums(images, k):
+    "Mean, the first `k` components and the share of the variance they keep, from exact sums"
+    from scipy.linalg import eigh
+    n, d = len(images), math.prod(images.shape[1:])
+    total, products = np.zeros(d), np.zeros((d, d))
+    for _, x in _blocks(images, 'adding up pixels'):
+        total += x.sum(0, dtype=np.float64)
+        products += x.T @ x
+    products -= np.outer(total, total/n)
+    variance = np.trace(products)
+    values, vectors = eigh(products, subset_by_index=[d - k, d - 1], overwrite_a=True, check_finite=False)
+    vectors = vectors[:, ::-1]
+    vectors = vectors*np.sign(vectors[np.abs(vectors).argmax(0), range(k)])
+    return total/n, vectors, values.sum()/variance if variance else 0.
+
+# %% ../nbs/10_embeddings.ipynb #1a57c4c7
 def pca(
     dims:int, # components asked for; at most min(n, d) can be had
-    train, # uint8 (n, h, w, c): what the components are fitted on
+    train, # uint8 (n, h, w, c), or files: what the components are fitted on
     *others, # more images, projected on the same components
 ): # the projected arrays, float32 (n, k), and the share of the variance they keep
     "Principal components of the pixels"
+    train, *others = map(_thumbnails, (train, *others))
+    n, d = len(train), math.prod(train.shape[1:])
+    k = min(n, d, dims)
+    mean, axes, kept = (_from_sums if d <= min(n, 8192) else _from_images)(train, k)
+    mean, axes = mean.astype(np.float32), np.ascontiguousarray(axes/255, np.float32)
+    def project(images):
+        z = np.empty((len(images), k), np.float32)
+        for i, x in _blocks(images, 'projecting pixels'): z[i:i+_block] = (x - mean) @ axes
+        return z
+    return [project(images) for images in (train, *others)], float(kept)
+
+def _from_images(images, k):
+    "The same for rows longer than `images` are many, or longer than 8,192"
     from sklearn.decomposition import PCA
-    x = pixels(train)
-    mean = x.mean(0, dtype=np.float64).astype(np.float32)
-    x -= mean
-    n, d = x.shape
-    solver = 'covariance_eigh' if d <= min(n, 8192) else 'full' if min(n, d) <= 500 else 'randomized'
+    x = np.concatenate([b for _, b in _blocks(np.asarray(images), '')])
+    mean = x.mean(0, dtype=np.float64)
+    x -= mean.astype(np.float32)
     with np.errstate(all='ignore'): # identical images have no variance to share
-        model = PCA(min(n, d, dims), svd_solver=solver, random_state=0, copy=False).fit(x)
-    turn = np.ascontiguousarray(model.components_.T)
-    return [x @ turn, *((pixels(o) - mean) @ turn for o in others)], float(np.nan_to_num(model.explained_variance_ratio_).sum())
+        model = PCA(k, svd_solver='full' if min(x.shape) <= 500 else 'randomized', random_state=0, copy=False).fit(x)
+    return mean, model.components_.T, np.nan_to_num(model.explained_variance_ratio_).sum()
 
 # %% ../nbs/10_embeddings.ipynb #8025c52e
 @dataclass(frozen=True)
@@ -285,7 +328,7 @@ class Store:
         try: yield
         finally: lock.release()
 
-# %% ../nbs/10_embeddings.ipynb #4f1851b6
+# %% ../nbs/10_embeddings.ipynb #d40d0f25
 def _begin(path, n, rows):
     "A new record of a part, and the header of its .npy file"
     path.unlink(missing_ok=True)
@@ -293,10 +336,20 @@ def _begin(path, n, rows):
     np.lib.format.write_array_header_1_0(header, dict(descr='<f4', fortran_order=False, shape=(n, rows.shape[1])))
     return dict(shape=[n, rows.shape[1]], rows=0, bytes=0, sha256=''), header.getvalue()
 
+def _batches(images, starts, step):
+    "Yield (start, batch); of files, the next batch is decoded meanwhile"
+    if isinstance(images, np.ndarray): yield from ((i, images[i:i+step]) for i in starts); return
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = []
+        for i in starts:
+            waiting.append((i, ahead.submit(images.__getitem__, slice(i, i + step))))
+            if len(waiting) > 1: j, batch = waiting.pop(0); yield j, batch.result()
+        for j, batch in waiting: yield j, batch.result()
+
 def fill(
     store:Store, # its lock must be held
     part:str, # 'train', 'test', ...
-    images, # uint8 (n, h, w, c)
+    images, # uint8 (n, h, w, c), or files
     extractor:Extractor, # what computes the rows
     batch_size:int=None, # images at a time; None for the extractor's own
 ):
@@ -309,8 +362,9 @@ def fill(
         if state['shape'][0] != n or how != extractor.arithmetic: raise _refuse(partial, f'it was begun for {state["shape"][0]:,} images in {how}, and this is {n:,} in {extractor.arithmetic}', store.folder)
         with _disk(partial): os.truncate(partial, state['bytes'])
     record['arithmetic'], step = extractor.arithmetic, batch_size or extractor.batch_size
-    for start in track(range(state['rows'] if state else 0, n, step), f'embedding {part}'):
-        rows, header = extractor(images[start:start+step]), b''
+    starts = range(state['rows'] if state else 0, n, step)
+    for start, batch in track(_batches(images, starts, step), f'embedding {part}', len(starts)):
+        rows, header = extractor(batch), b''
         if not state:
             with _disk(partial): state, header = _begin(partial, n, rows)
             record['parts'][part] = state
@@ -430,7 +484,7 @@ def make_extractor(
     text = {k: Path(v).name if k == 'weights' and v else ','.join(map(str, v)) if isinstance(v, (tuple, list)) else str(v) for k, v in sorted(options.items())}
     return Extractor(e.name + '?' * bool(text) + '&'.join(f'{k}={v}' for k, v in text.items()), e.weights, e.transform, e.run, e.arithmetic, e.batch_size)
 
-# %% ../nbs/10_embeddings.ipynb #204b202e
+# %% ../nbs/10_embeddings.ipynb #435b5f69
 def _features(parts, name, store, device, batch_size, data_dir, options):
     "Features of each part, the full name and what is worth knowing about them"
     if isinstance(name, (str, os.PathLike)) and (str(name).endswith('.npz') or Path(name).is_dir() and parse(name)[0] not in ('raw', 'pca')):
@@ -438,17 +492,19 @@ def _features(parts, name, store, device, batch_size, data_dir, options):
         return ready(path, parts), path.name, {}
     kind, argument, given = parse(name) if not isinstance(name, Extractor) else ('extractor', '', {})
     if kind in ('raw', 'pca') and (given or options): raise NoisynbError(f'{kind} takes no options, and {", ".join({**given, **options})} was given')
-    if kind == 'raw' and not argument: return {p: pixels(i) for p, i in parts.items()}, 'raw', {}
+    first = next(iter(parts.values()))
+    seen = {} if isinstance(first, np.ndarray) else dict(transform=f'{min(first.size, 32)} px RGB')
+    if kind == 'raw' and not argument: return {p: pixels(i) for p, i in parts.items()}, 'raw', seen
     if kind == 'pca':
         if not (argument or '64').isdigit() or argument == '0': raise NoisynbError(f"the embedding is {name!r}; give 'pca' or the number of components, such as 'pca:64'")
         arrays, kept = pca(int(argument or 64), *parts.values())
         k = arrays[0].shape[1]
         note = {} if k == int(argument or 64) else dict(note=f'{argument or 64} components asked for, {k} are all there are')
-        return dict(zip(parts, arrays)), f'pca:{k}', dict(variance_kept=kept, **note)
+        return dict(zip(parts, arrays)), f'pca:{k}', dict(variance_kept=kept, **note, **seen)
     e = name if isinstance(name, Extractor) else make_extractor(name, device, data_dir, **options)
     return stored(parts, e, store, batch_size), e.name, dict(weights=e.weights, transform=e.transform)
 
-# %% ../nbs/10_embeddings.ipynb #bdc96923
+# %% ../nbs/10_embeddings.ipynb #b6fbfa40
 @dataclass(frozen=True, eq=False, repr=False)
 class Embedded:
     "Rows of features, one per image, float32 (n, d)"
@@ -477,7 +533,7 @@ def embed(
     return Embedded(arrays['train'], arrays['test'], arrays.get('val'), name, fingerprint(*arrays.values()), about)
 
 def extract(
-    images, # uint8 (n, h, w, c) or (n, h, w)
+    images, # uint8 (n, h, w, c) or (n, h, w), or files
     name='raw', # one of `backbones`, or an `Extractor`
     store=None, # as in `embed`
     device:str='auto', # as in `embed`

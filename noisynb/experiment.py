@@ -64,9 +64,9 @@ def estimator(
     fitting = dict(random_state=seed, device=pick_device(device), epochs=epochs, time_budget=time_budget)
     return make(method, **{k: v for k, v in fitting.items() if k in known and v is not None} | given)
 
-# %% ../nbs/30_experiment.ipynb #f1e5ffd1
+# %% ../nbs/30_experiment.ipynb #bf164506
 def prepare(
-    dataset='digits', # a name, or the path of an .npz
+    dataset='digits', # a name, or the path of a folder, .csv, .parquet or .npz
     data_dir=None, # the data folder
     n_train=None, # training images to keep; None for all
     imbalance=None, # smallest over largest class; None for the sizes as they are
@@ -278,10 +278,10 @@ def _record(
     r['provenance'] = provenance(whole.fingerprint, command(asked), device)
     return r.check()
 
-# %% ../nbs/30_experiment.ipynb #dc9c0507
+# %% ../nbs/30_experiment.ipynb #1b9bc2fc
 def run(
     method: str = 'wann', # see `noisynb list methods`
-    dataset: str = 'digits', # a name, or the path of an .npz
+    dataset: str = 'digits', # a name, or the path of a folder, .csv, .parquet or .npz
     data_dir=None, # folder of the data files; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
     embedding: str = 'raw', # what the method sees of an image; see `noisynb list backbones`
     noise_type: str = 'instance', # see `noisynb list noise`

@@ -256,7 +256,7 @@ def _matrix(matrix):
         if not (row >= 0).all() or abs(row.sum()-1) > 1e-6: raise NoisynbError(f'row {i} of the transition matrix sums to {row.sum():.6g} or has an entry below 0; rows are true classes and sum to 1')
     return T/T.sum(1, keepdims=True)
 
-# %% ../nbs/02_noise.ipynb #b9c361d8
+# %% ../nbs/02_noise.ipynb #a40a5fdd
 def corrupt(
     split, # a `Split`, or an array of labels
     kind:str, # a name in `kinds`, or in `split.human`
@@ -295,6 +295,7 @@ def corrupt(
 def _instance(split, y, rate, seed, scheme, C, features, standardize):
     X = getattr(split, 'images', None) if features is None else features
     if X is None: raise NoisynbError('instance noise looks at the examples; pass a Split with images, or features=')
+    if hasattr(X, 'at'): X = np.asarray(X.at(min(X.size, 32))) # images in files: thumbnails will do
     if C < 2: raise NoisynbError('instance noise on one class: there is no wrong label to give; pass n_classes if there are more')
     source = _source(seed, np.random.Generator, _stream) if scheme == 'iid' else _source(seed, np.random.RandomState)
     given = _draw(instance_probabilities(X, y, rate, C, source, standardize), source.random(len(y)))

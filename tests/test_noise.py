@@ -378,3 +378,13 @@ def test_long_tail_of_one_class():
 def test_importing_the_room_is_light():
     heavy = "import sys, noisynb.noise, noisynb.metrics; print([m for m in ('torch', 'sklearn', 'scipy', 'matplotlib', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', heavy], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+def test_instance_noise_of_files_looks_at_thumbnails(tmp_path):
+    from PIL import Image
+    from noisynb.datasets import Split
+    from noisynb.files import Files
+    rng = np.random.default_rng(0)
+    for i in range(12): Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
+    files, y = Files([f'{i}.png' for i in range(12)], 40, tmp_path), np.arange(12) % 3
+    small = corrupt(Split(np.asarray(files.at(32)), y), 'instance', .4, seed=0, n_classes=3)
+    assert (corrupt(Split(files, y), 'instance', .4, seed=0, n_classes=3).given == small.given).all()

@@ -52,15 +52,16 @@ def read_value(
     if kind == 'dict' and not isinstance(value, dict): raise NoisynbError(f"{name} is {text!r}; it takes a mapping, such as '{{k_min: 5}}'")
     return value
 
-# %% ../nbs/40_cli.ipynb #0c9a2d70
+# %% ../nbs/40_cli.ipynb #708d98e5
 def read_parameters(
-    method:str, # the word after `run`
+    word:str, # after `run` or `audit`
     pairs, # (name, text) as typed after each -p
     known:dict, # what the notebook declares
+    first:str='method', # the parameter that the word stands for
 )->dict: # only what was asked for
     "The parameters as values; a name that the notebook doesn't declare is refused"
     from noisynb.core import NoisynbError, unknown
-    names, asked = [n for n in known if n != 'method'], {'method': method}
+    names, asked = [n for n in known if n not in (first, 'out')], {first: word}
     for name, text in pairs:
         if name not in names: raise unknown('parameter', name, names)
         asked[name] = read_value(name, text, known[name]['inferred_type_name'])
@@ -90,7 +91,7 @@ def default_output(
     if len(more) > 60: more = f"{more[:40].rstrip('-.')}-{hashlib.sha256(repr(chosen).encode()).hexdigest()[:6]}"
     return Path('reports')/data/noise/f"{ask['method']}-seed{ask['seed']}{more}.ipynb"
 
-# %% ../nbs/40_cli.ipynb #a339e481
+# %% ../nbs/40_cli.ipynb #4e5f3068
 def _stopped(notebook, error):
     "The error of a cell as one of ours, with exit status 1"
     from noisynb.core import NoisynbError
@@ -109,7 +110,7 @@ def _portable(path, notebook, out):
     from noisynb.experiment import portable
     nb, out = nbformat.read(path, 4), Path(out).resolve()
     given = nb.metadata.papermill.parameters
-    given.update({k: portable(given[k]) for k in ('dataset', 'embedding') if given.get(k)})
+    given.update({k: portable(given[k]) for k in ('dataset', 'embedding', 'path', 'out') if given.get(k)})
     if given.get('data_dir'): given.data_dir = '$NOISYNB_DATA'
     for cell in nb.cells:
         if 'injected-parameters' in cell.metadata.get('tags', ()): cell.source = PythonTranslator.codify(given, 'Parameters')
@@ -169,6 +170,27 @@ def _run(args):
     for key, label in shown.items():
         if numbers.get(key) is not None: print(f'{label:30} {numbers[key]:.4f}')
     for label, path in ('page', page), ('record', record), ('notebook', executed): print(f'{label:9} {path}')
+
+# %% ../nbs/40_cli.ipynb #8b5c294b
+def _audit(args):
+    "`noisynb audit`"
+    import ast, json
+    notebook = find_notebook('audit_labels')
+    known = declared(notebook)
+    pairs = [(k, v) for k, v in dict(embedding=args.embedding, method=args.method).items() if v is not None] + args.parameters
+    asked = read_parameters(args.path, pairs, known, 'path') | (dict(corrected=True) if args.corrected else {})
+    ask = {name: ast.literal_eval(p['default']) for name, p in known.items()} | asked
+    from noisynb import audit
+    asked['out'] = ask['out'] = str(args.output or audit.default_folder(ask))
+    own = audit.check(**ask)
+    if own and ask['embedding'] == 'auto': print(f'{"embedding":10} {audit.announce(*audit.choose("auto", own.images, ask["data_dir"]))}', flush=True)
+    from noisynb.reports import write_page
+    record, page, executed = execute(notebook, Path(asked['out'])/'audit.ipynb', asked, [audit.write_record, write_page])
+    numbers = json.loads(record.read_text(encoding='utf-8'))
+    if not own: print(f'{"embedding":10} {audit.announce(numbers["embedding"], numbers["embedding_why"])}')
+    print(f'{"labels":10} {numbers["n_labels"]:,} checked, {numbers["n_flagged"]:,} doubted; {numbers["n_conflicts"]:,} groups of twins with different labels; {numbers["n_unused"]:,} files that cannot be used')
+    tables = [('table', page.with_name('suspects.csv'))] + [('corrected', page.with_name('labels_corrected.csv'))]*bool(ask['corrected'])
+    for label, path in ('page', page), *tables, ('record', record), ('notebook', executed): print(f'{label:10} {path}')
 
 # %% ../nbs/40_cli.ipynb #0fc6b4a7
 def _methods():
@@ -274,7 +296,7 @@ def write_readme(
     for path, content in pictures.items(): atomic_write(path, content)
     return atomic_write(out, text)
 
-# %% ../nbs/40_cli.ipynb #2f37ee1d
+# %% ../nbs/40_cli.ipynb #0777df83
 class _Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
     def error(self, message):
@@ -293,6 +315,14 @@ def _parser():
     a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of run_method.ipynb; may be repeated')
     a.add_argument('-o', dest='output', metavar='FILE', help='the executed notebook (default: reports/DATASET/NOISE-RATE/METHOD-seedK.ipynb)')
     a.set_defaults(do=_run)
+    a = sub.add_parser('audit', help='find the wrong labels in your own images', epilog='example: noisynb audit photos --corrected -o checked; a folder that is called like a data set is written ./digits')
+    a.add_argument('path', help='a folder with one subfolder per class, a .csv or .parquet of paths and labels, an .npz, or one of `noisynb list datasets`')
+    a.add_argument('-o', dest='output', metavar='FOLDER', help='where page and tables go (default: reports/audit/NAME)')
+    a.add_argument('--embedding', metavar='NAME', help='what the method sees of an image (default: the best that is on this machine); see `noisynb list backbones`')
+    a.add_argument('--method', metavar='NAME', help='one of `noisynb list methods` (default: wann)')
+    a.add_argument('--corrected', action='store_true', help='also write labels_corrected.csv, with each doubted label replaced')
+    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of audit_labels.ipynb; may be repeated')
+    a.set_defaults(do=_audit)
     a = sub.add_parser('report', help='make the leaderboard from the records')
     a.add_argument('folder', nargs='?', default='reports')
     a.set_defaults(do=_report)
@@ -300,7 +330,7 @@ def _parser():
     sub.add_parser('readme').set_defaults(do=lambda args: print(write_readme()))
     return p
 
-# %% ../nbs/40_cli.ipynb #db4c4867
+# %% ../nbs/40_cli.ipynb #64ad84e6
 def main(
     argv=None, # arguments; None for those of the process
 )->int: # exit status: 0 well, 1 the run failed, 2 a mistake in what was asked
@@ -311,7 +341,7 @@ def main(
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        print('noisynb: interrupted' + ', nothing was kept'*(args.command == 'run'), file=sys.stderr)
+        print('noisynb: interrupted' + dict(run=', nothing was kept', audit='; the same command goes on').get(args.command, ''), file=sys.stderr)
         return 130
     except BrokenPipeError: # who reads has had enough, as in `noisynb doctor | head`
         import os

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from noisynb.audit import Record
 from noisynb.cli import declared, readme
 from noisynb.core import Result
 
@@ -111,9 +112,10 @@ def test_links_lead_somewhere():
 
 @pytest.mark.parametrize('nb', reports, ids=here)
 def test_a_report_is_complete(nb):
-    found = [o['data'][Result.mime] for c in cells(nb) for o in c.get('outputs', []) if Result.mime in o.get('data', {})]
+    kind = Record if nb.parts[-3] == 'audit' else Result
+    found = [o['data'][kind.mime] for c in cells(nb) for o in c.get('outputs', []) if kind.mime in o.get('data', {})]
     assert json.loads(nb.with_suffix('.json').read_text()) == found[-1]
-    Result(found[-1]).check()
+    if kind is Result: Result(found[-1]).check()
     page = nb.with_suffix('.html').read_text()
     assert len(page) < 300_000 and not re.search(r'(src|href)=["\'](https?:)?//', page) and '<script' not in page
 
@@ -176,7 +178,7 @@ def test_the_lock_fits_what_is_asked_for():
         assert all(r.specifier.contains(v) for v in pins[r.name.lower()]), f'{r} is locked at {pins[r.name.lower()]}: make lock'
 
 def test_the_wheel_holds_everything(tmp_path):
-    "An installed package has all modules, the page template, the schema and the notebook that is run"
+    "An installed package has all modules, the page template, the schema and the notebooks that are run"
     from zipfile import ZipFile
     pytest.importorskip('setuptools', '77')
     for f in 'noisynb', 'nbs': shutil.copytree(root/f, tmp_path/f, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
@@ -184,4 +186,4 @@ def test_the_wheel_holds_everything(tmp_path):
     subprocess.run([sys.executable, '-c', 'from setuptools.build_meta import build_wheel; build_wheel("dist")'], cwd=tmp_path, check=True, capture_output=True)
     with ZipFile(next((tmp_path/'dist').glob('*.whl'))) as z: inside = {n for n in z.namelist() if n.startswith('noisynb/')}
     ours = {here(p) for p in (root/'noisynb').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
-    assert inside == ours | {'noisynb/notebooks/run_method.ipynb'}
+    assert inside == ours | {f'noisynb/notebooks/{n}.ipynb' for n in ('run_method', 'audit_labels')}

@@ -247,7 +247,12 @@ def _doctor(args):
     print(Table([{'data set': n, 'state': 'here' if available(n) else f'not here; in the data folder it is {short(lost(s))}'} for n, s in datasets.items()]))
     return int(any(not e and not ok for e, *_, ok in needs))
 
-# %% ../nbs/40_cli.ipynb #b5befeb4
+# %% ../nbs/40_cli.ipynb #fe1b1b99
+def _fetch(args):
+    "`noisynb fetch`: files that are there already are not fetched again"
+    from noisynb.datasets import load
+    print(load(args.name, args.data_dir, download=True))
+
 def _report(args):
     "`noisynb report`"
     from noisynb.reports import leaderboard
@@ -296,7 +301,7 @@ def write_readme(
     for path, content in pictures.items(): atomic_write(path, content)
     return atomic_write(out, text)
 
-# %% ../nbs/40_cli.ipynb #0777df83
+# %% ../nbs/40_cli.ipynb #38a00418
 class _Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
     def error(self, message):
@@ -323,6 +328,10 @@ def _parser():
     a.add_argument('--corrected', action='store_true', help='also write labels_corrected.csv, with each doubted label replaced')
     a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of audit_labels.ipynb; may be repeated')
     a.set_defaults(do=_audit)
+    a = sub.add_parser('fetch', help='download a public data set into the data folder')
+    a.add_argument('name', help='one of `noisynb list datasets`')
+    a.add_argument('--data-dir', metavar='FOLDER', help='the data folder (default: $NOISYNB_DATA, else ~/.cache/noisynb/data)')
+    a.set_defaults(do=_fetch)
     a = sub.add_parser('report', help='make the leaderboard from the records')
     a.add_argument('folder', nargs='?', default='reports')
     a.set_defaults(do=_report)

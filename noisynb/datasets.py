@@ -457,7 +457,7 @@ def available(
     if _own(str(name), data_dir): return True
     return not str(name).lower().endswith(_endings) and all(s.find(data_folder(data_dir)) for s in _spec(name).sources)
 
-# %% ../nbs/01_datasets.ipynb #b2ff09b1
+# %% ../nbs/01_datasets.ipynb #dc761f22
 def _lost(name, folder, sources):
     "What to say of missing files: where to put them, where to get them, what else would do"
     rows, free = [], all(s.sha256 or s.md5 for s in sources)
@@ -470,7 +470,7 @@ def _lost(name, folder, sources):
         rows.append(f'  {folder/s.places[-1]}  from {s.url}')
         if s.inside: rows.append(f'    or the folder {folder/s.places[0]} with {", ".join(s.inside)}')
         else: rows.append(f'    or {", ".join(s.places[:-1])}')
-    first = f'{len(sources)} of its files are missing. Put them there, or use load({name!r}, download=True):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
+    first = f'{len(sources)} of its files are missing. Put them there, or fetch them (noisynb fetch {name}, or load({name!r}, download=True)):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
     return '\n'.join([f'{name}: {first}', *rows])
 
 def load(

@@ -6,8 +6,8 @@
 __all__ = ['generated', 'baselines', 'published', 'check', 'estimator', 'prepare', 'spoil', 'look', 'neighbors', 'plain', 'train',
            'measure', 'published_for', 'command', 'portable', 'Run', 'run']
 
-# %% ../nbs/30_experiment.ipynb #1456d543
-import inspect, json, os, shlex, time, warnings
+# %% ../nbs/30_experiment.ipynb #d520531a
+import importlib, inspect, json, os, shlex, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,14 +45,15 @@ def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, boo
 
 def _between(x, low, high): return isinstance(x, (int, float)) and not isinstance(x, bool) and low <= x <= high
 
-# %% ../nbs/30_experiment.ipynb #09c928af
+# %% ../nbs/30_experiment.ipynb #e3ebf0ed
 def estimator(
     method: str, # a name in the registry
     options=None, # dict for its constructor
     seed: int = 0,
     epochs=None, # None: the method's own
-    time_budget=None, # seconds; None: as long as it takes
+    time_budget=None, # minutes; None: as long as it takes
     device: str = 'auto',
+    dataset=None, # a name: whether its mirrored images keep their class is known
 ) -> NoisyLabelClassifier:
     "An unfitted estimator set up for one run"
     if options is not None and not isinstance(options, dict):
@@ -62,6 +63,7 @@ def estimator(
         if value is not None and name not in known:
             raise NoisynbError(f'{name} is {value!r}, but {method} does not train in epochs; leave {name} out')
     fitting = dict(random_state=seed, device=pick_device(device), epochs=epochs, time_budget=time_budget)
+    if 'flip' in known and dataset in datasets: fitting['flip'] = importlib.import_module('noisynb.augment').flips(dataset)
     return make(method, **{k: v for k, v in fitting.items() if k in known and v is not None} | given)
 
 # %% ../nbs/30_experiment.ipynb #bf164506
@@ -109,7 +111,7 @@ def look(
     found = embed(whole, embedding, device=device, data_dir=data_dir)
     return replace(found, train=found.train[rows])
 
-# %% ../nbs/30_experiment.ipynb #9db47232
+# %% ../nbs/30_experiment.ipynb #9a26803f
 baselines = (11, 51)   # doing nothing about the noise: plain votes of few and of many
 
 def neighbors(
@@ -146,10 +148,11 @@ def train(
     X, # what it sees of the training images
     labels, # (n,) as given
     graph=None, # from `neighbors`
+    watch=None, # what adds to each epoch's row of the history, for methods that train in epochs
 ): # the fitted model, and its seconds without the graph
     "Fit, and time it"
-    start = time.perf_counter()
-    model.fit(X, labels, **({} if graph is None else {'graph': graph}))
+    start, known = time.perf_counter(), inspect.signature(model.fit).parameters
+    model.fit(X, labels, **{k: v for k, v in dict(graph=graph, watch=watch).items() if v is not None and k in known})
     return model, time.perf_counter() - start
 
 # %% ../nbs/30_experiment.ipynb #a8caadeb
@@ -278,7 +281,7 @@ def _record(
     r['provenance'] = provenance(whole.fingerprint, command(asked), device)
     return r.check()
 
-# %% ../nbs/30_experiment.ipynb #1b9bc2fc
+# %% ../nbs/30_experiment.ipynb #5766e141
 def run(
     method: str = 'wann', # see `noisynb list methods`
     dataset: str = 'digits', # a name, or the path of a folder, .csv, .parquet or .npz
@@ -290,7 +293,7 @@ def run(
     n_train: int = None, # training images to keep; None for all
     imbalance: float = None, # smallest over largest class; None for the sizes as they are
     epochs: int = None, # None for the method's own
-    time_budget: float = None, # seconds of training; None for as long as it takes
+    time_budget: float = None, # minutes of training; None for as long as it takes
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
     options: dict = None, # for the method's constructor
 ) -> Run:
@@ -299,7 +302,7 @@ def run(
     asked = dict(locals())
     check(**asked)
     with _noted() as notes:
-        model = estimator(method, options, seed, epochs, time_budget, device)
+        model = estimator(method, options, seed, epochs, time_budget, device, dataset)
         whole, data, rows = prepare(dataset, data_dir, n_train, imbalance, seed)
         noisy = spoil(data, noise_type, noise_rate, seed)
         takes_images = model.input == 'images'
@@ -307,7 +310,8 @@ def run(
         X, X_test = (data.train.images, data.test.images) if takes_images else (embedded.train, embedded.test)
         shares = not takes_images and 'graph' in inspect.signature(model.fit).parameters
         graph, *_ = search = neighbors(model, X) if shares else (None, None, None)
-        model, seconds = train(model, X, noisy.given, graph)
+        watch = (lambda m: dict(test_accuracy=float(np.mean(m.predict(X_test) == data.test.labels)))) if len(X_test) else None # seen, never used
+        model, seconds = train(model, X, noisy.given, graph, watch)
         numbers = {method: measure(model, X_test, data, noisy)}
         memory, plain_votes = peak_memory_mib(), {}
         for k in sorted({min(k, len(X) - 1) for k in baselines}) if shares else ():

@@ -223,7 +223,7 @@ def suspects(
     lines = [[f'given: {classes[given[i]]}', f'suggested: {classes[suggested[i]]}', *mark(i)] for i in order]
     return Gallery([images[i] for i in order], lines, [f'Training image {i}, {", ".join(said)}' for i, said in zip(order, lines)])
 
-# %% ../nbs/31_plots.ipynb #6fbdaa94
+# %% ../nbs/31_plots.ipynb #b0502277
 @_drawn
 def history(
     rows, # one dict per epoch: 'epoch' and any numbers
@@ -234,7 +234,8 @@ def history(
     names = [k for k, v in rows[-1].items() if k != 'epoch' and isinstance(v, (int, float)) and not isinstance(v, bool)] if rows else []
     if not names: raise NoisynbError('a history without numbers cannot be drawn; give one dict per epoch, such as dict(epoch=1, loss=0.7)')
     x = [row.get('epoch', i + 1) for i, row in enumerate(rows)]
-    panels = dict(share=[k for k in names if not k.endswith(('loss', 'seconds', 'rate'))], loss=[k for k in names if k.endswith('loss')])
+    counted = lambda k: k.startswith('n_') or k.endswith(('loss', 'seconds', 'rate', 'per_second'))
+    panels = dict(share=[k for k in names if not counted(k)], loss=[k for k in names if k.endswith('loss')])
     panels = {label: keys for label, keys in panels.items() if keys} or dict(value=names)
     figure, found = axes(2.6, columns=len(panels), title=title)
     for ax, (label, keys) in zip(np.atleast_1d(found), panels.items()):

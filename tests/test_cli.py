@@ -290,3 +290,7 @@ def test_readme(tmp_path, monkeypatch):
     assert [p.as_posix() for p in Path('nbs/images').iterdir()] == [link] and Path(link).read_bytes().startswith(b'\x89PNG')
     before = text, Path(link).stat().st_mtime_ns
     assert cli.readme() == (text, {link: Path(link).read_bytes()}) and before[1] == Path(link).stat().st_mtime_ns
+
+def test_fetch(capsys):
+    assert cli.main(['fetch', 'digits']) in (0, None) and 'digits, 10 classes' in capsys.readouterr().out
+    assert cli.main(['fetch', 'digit']) and "did you mean 'digits'" in capsys.readouterr().err

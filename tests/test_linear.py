@@ -196,7 +196,7 @@ def test_digits(digits):
 @pytest.mark.parametrize('name', sorted(losses))
 def test_every_loss_learns(digits, name):
     X, noisy, Q, target, _ = digits
-    model = LinearProbe(name, epochs=40, cross_fit=2).fit(X, noisy.given)
+    model = LinearProbe(name, epochs=40, steps=1, cross_fit=2).fit(X, noisy.given)
     assert model.score(Q, target) > .75 and np.isfinite(model.label_quality_).all()
     assert model.held_out_proba_.sum(1) == pytest.approx(1, abs=1e-5)
 
@@ -207,7 +207,7 @@ def test_options_reach_the_loss(digits):
 
 def test_the_published_recipe(digits):
     X, noisy, *_ = digits
-    assert recipes['published'] == dict(learning_rate=1e-4, batch_size=128, epochs=100, patience=5, stop_by='accuracy')
+    assert recipes['published'] == dict(learning_rate=1e-4, batch_size=128, epochs=100, patience=5, stop_by='accuracy', steps=1)
     a, b = LinearProbe(recipe='published').fit(X, noisy.given), LinearProbe(**recipes['published']).fit(X, noisy.given)
     assert (a.coef_ == b.coef_).all() and (a.coef_ != LinearProbe().fit(X, noisy.given).coef_).any()
     assert len(a.validation_) == pytest.approx(.15*len(X), abs=1)
@@ -325,5 +325,5 @@ def test_clone_keeps_the_options():
     model = make('linear', loss='sce', epochs=7)
     assert clone(model).get_params() == model.get_params() and isinstance(model, LinearProbe)
 
-@parametrize_with_checks([LinearProbe(), LinearProbe('gce', recipe='published', cross_fit=2)])
+@parametrize_with_checks([LinearProbe(epochs=20, steps=1), LinearProbe('gce', recipe='published', cross_fit=2)])
 def test_sklearn(estimator, check): check(estimator)

@@ -46,7 +46,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/22_methods.linear.ipynb #9dfb03a3
+# %% ../../nbs/22_methods.linear.ipynb #7311f97a
 @_one_thread()
 def train_probes(
     Z, # (n, d) float32 tensor: rows to learn from, then rows to stop by
@@ -63,21 +63,19 @@ def train_probes(
     stop_by:str='loss', # what is better: 'loss' or 'accuracy'
     deadline:float=math.inf, # of time.perf_counter(), checked a few times in every epoch
     report=lambda **row: None, # called after each epoch
+    steps:int=1, # least number of steps in an epoch, which passes a small set several times
 ): # weights (models, n_classes, d) at each model's best epoch, history of the first model (list of dicts), best epochs, why the first ended
     "Linear models without bias, side by side: every batch is read once, and each model looks away from the rows it may not see"
     import torch
     (M, n), C, d, device, rng = looks.shape, n_classes, Z.shape[1], Z.device, rng or np.random.default_rng(0)
     W, G, m, v = torch.zeros(4, M*C, d, device=device) # weights, gradient, and its two moments
-    adam, done = dict(lr=float(learning_rate), beta1=.9, beta2=.999, eps=1e-8, weight_decay=0., amsgrad=False, maximize=False), 0
+    adam = dict(lr=float(learning_rate), beta1=.9, beta2=.999, eps=1e-8, weight_decay=0., amsgrad=False, maximize=False)
     (gradient, as_loss), penalised = logit_gradient(loss, M, C, n, device), torch.is_tensor(loss.penalty([W]))
     batch_size, best, scores, best_epochs = min(batch_size, n_learn), W.clone(), np.full(M, -np.inf), np.zeros(M, int)
     alive, history, ended = np.ones(M, bool), [], 'epochs'
     for epoch in range(1, epochs + 1):
-        order, values = torch.from_numpy(rng.permutation(n_learn)).to(device), []
-        others = [a.split(batch_size, -1) for a in (y[order].expand(M, 1, -1), order, batch_weights(looks[:, order], batch_size)[:, None])]
-        steps = torch.arange(done + 1., done + 1 + len(others[0]), device=device).unbind()
-        others, done = zip(*others, steps), done + len(steps)
-        for X in read_ahead(Z, order, batch_size):
+        values = []
+        for X, others in passes(Z, y, looks, n_learn, batch_size, steps, epoch, rng):
             if values and time.perf_counter() > deadline: break
             for x, (t, rows, w, step) in zip(X.split(batch_size), others):
                 value, g = gradient((W @ x.T).view(M, C, -1), t, rows, w)
@@ -100,7 +98,18 @@ def train_probes(
         if not alive.any(): break
     return best.view(M, C, d), history, best_epochs, ended if alive[0] else 'patience'
 
-# %% ../../nbs/22_methods.linear.ipynb #b2d37dfd
+# %% ../../nbs/22_methods.linear.ipynb #4a834e82
+def passes(Z, y, looks, n_learn, batch_size, steps, epoch, rng):
+    "An epoch of at least `steps` batches: rows of `Z`, a few batches at a time, and an iterator over codes, row numbers, weights and step numbers of all batches"
+    import torch
+    each = -(-n_learn//batch_size)
+    times = -(-steps//each)
+    for turn in range((epoch - 1)*times, epoch*times):
+        order = torch.from_numpy(rng.permutation(n_learn)).to(Z.device)
+        numbers = torch.arange(turn*each + 1., turn*each + each + 1, device=Z.device).unbind()
+        others = zip(*(a.split(batch_size, -1) for a in (y[order].expand(len(looks), 1, -1), order, batch_weights(looks[:, order], batch_size)[:, None])), numbers)
+        for X in read_ahead(Z, order, batch_size): yield X, others
+
 def read_ahead(Z, order, batch_size):
     "Rows of `Z` in that order, a few batches at a time, the next ones read by another thread meanwhile"
     import torch
@@ -149,10 +158,10 @@ def validate(Z, y, looks, W, loss):
         sums += torch.stack([((z.argmax(1) == t) & see).sum(1), torch.where(see, value, 0).sum(1)])
     return dict(zip(('accuracy', 'loss'), (sums/looks.sum(1)).double().cpu().numpy()))
 
-# %% ../../nbs/22_methods.linear.ipynb #34dd22b9
+# %% ../../nbs/22_methods.linear.ipynb #75122f03
 recipes = dict(
-    fast=dict(learning_rate=1e-3, batch_size=512, epochs=100, patience=5, stop_by='loss'),
-    published=dict(learning_rate=1e-4, batch_size=128, epochs=100, patience=5, stop_by='accuracy'),
+    fast=dict(learning_rate=1e-3, batch_size=512, epochs=100, patience=5, stop_by='loss', steps=50),
+    published=dict(learning_rate=1e-4, batch_size=128, epochs=100, patience=5, stop_by='accuracy', steps=1),
 )
 
 # %% ../../nbs/22_methods.linear.ipynb #48fe4651
@@ -162,7 +171,7 @@ def _number(name, value, whole=True):
         raise NoisynbError(f'{name} is {value!r}; give {"an integer of 1 or more" if whole else "a number above 0"}')
     return value
 
-# %% ../../nbs/22_methods.linear.ipynb #eacf35f7
+# %% ../../nbs/22_methods.linear.ipynb #c478118e
 class LinearProbe(NoisyLabelClassifier):
     "Softmax regression on standardised embeddings, with any loss, stopped by given labels; label quality by cross-fitting"
     def __init__(self,
@@ -170,19 +179,20 @@ class LinearProbe(NoisyLabelClassifier):
         loss_options=None, # dict of its hyper-parameters, where the preset's are not wanted
         preset='cifar10', # table of published hyper-parameters: 'cifar10', 'cifar100', 'mnist' or 'webvision'
         recipe='fast', # how it trains: 'fast', or 'published' for that of the WANN paper's probes
-        learning_rate=None, # of Adam; None for the recipe's, and so for the next four
+        learning_rate=None, # of Adam; None for the recipe's, and so for the next five
         batch_size=None,
         epochs=None, # at most
         patience=None, # epochs that do no better on the validation rows
         stop_by=None, # what is better there: 'loss' or 'accuracy'
+        steps=None, # least number of steps in an epoch
         standardize=True, # scale each dimension to mean 0 and standard deviation 1
         cross_fit=5, # parts of the training data, each judged by a model that has not seen it
-        time_budget=None, # seconds of training; None for as long as it takes
+        time_budget=None, # minutes of training; None for as long as it takes
         random_state=0, # seed of splits and batches
         device='auto', # where it trains
     ):
         self.loss, self.loss_options, self.preset, self.recipe = loss, loss_options, preset, recipe
-        self.learning_rate, self.batch_size, self.epochs, self.patience, self.stop_by = learning_rate, batch_size, epochs, patience, stop_by
+        self.learning_rate, self.batch_size, self.epochs, self.patience, self.stop_by, self.steps = learning_rate, batch_size, epochs, patience, stop_by, steps
         self.standardize, self.cross_fit, self.time_budget, self.random_state, self.device = standardize, cross_fit, time_budget, random_state, device
 
     def fit(self, X, y):
@@ -217,7 +227,7 @@ class LinearProbe(NoisyLabelClassifier):
         y, folds = torch.from_numpy(codes[rows]).to(device), torch.from_numpy(self.folds_[rows]).to(device)
         looks = folds != torch.arange(-1, int(folds.max()) + 1, device=device)[:, None] # the first model sees all folds
         loss = make_loss(self.loss, max(C, 2), preset=self.preset, n_samples=looks.numel(), **(self.loss_options or {}))
-        rest = dict(options, rng=generator(seed, 'batches'), deadline=math.inf if self.time_budget is None else start + self.time_budget)
+        rest = dict(options, rng=generator(seed, 'batches'), deadline=math.inf if self.time_budget is None else start + 60*self.time_budget)
         shown = live_table() if n_learn*Z.shape[1]*C*len(looks) > 2e9 else nullcontext(lambda **row: None)
         with _one_thread(), shown as report:
             if C == 1: weights, self.history_, best, self.stopped_ = torch.zeros(len(looks), 1, Z.shape[1], device=device), [], [0], 'one class'

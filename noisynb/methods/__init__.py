@@ -9,12 +9,19 @@ __all__ = ['methods', 'method_class', 'make']
 import importlib, inspect
 from ..core import unknown
 
-# %% ../../nbs/20_methods.ipynb #aaa0982f
+# %% ../../nbs/20_methods.ipynb #97d2dc0b
 methods = dict(
     knn=('noisynb.methods.wann:KNN', 'plain vote of the k nearest neighbours: what doing nothing about the noise gives'),
     ann=('noisynb.methods.wann:ANN', 'adaptive nearest neighbours: the size of the neighbourhood follows the labels'),
     wann=('noisynb.methods.wann:WANN', 'weighted adaptive nearest neighbours: votes count by their reliability'),
     corrected=('noisynb.methods.wann:Corrected', 'votes of neighbours and kernel, corrected by the noise that they show, a method of this library'),
+    linear=('noisynb.methods.linear:LinearProbe', 'one linear layer with any of the robust losses, judged by labels that it has not seen'),
+    ce=('noisynb.methods.baselines:CrossEntropy', 'a network on the labels as they are: what doing nothing about the noise gives'),
+    elr=('noisynb.methods.baselines:ELR', 'early-learning regularisation: a network held back by what it used to say'),
+    coteaching=('noisynb.methods.baselines:CoTeaching', 'two networks, each of which picks the labels that the other learns from'),
+    cleanlab=('noisynb.methods.baselines:Cleanlab', 'confident learning by the cleanlab package, with logistic regression on embeddings'),
+    dividemix=('noisynb.methods.dividemix:DivideMix', 'two networks sort each other\'s labels, and learn the doubtful examples without them'),
+    smr=('noisynb.methods.smr:SMR', 'DivideMix with a mixup warm-up and epochs of recalibration'),
 )
 
 def method_class(

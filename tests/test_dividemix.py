@@ -339,6 +339,15 @@ def test_contract(cls, options, tmp_path):
     again = load(model.save(tmp_path/'model.safetensors'))
     assert (again.predict_proba(X) == model.predict_proba(X)).all() and again.options_['recipe'] == model.options_['recipe']
 
+@pytest.mark.parametrize('cls', [DivideMix, SMR])
+def test_wrong_labels_are_found(cls):
+    X, y, true = stripes(150, wrong=.4, seed=3)
+    model = cls(epochs=10, batch_size=8, warmup=.3, device='cpu').fit(X, y)
+    X_new, _, new = stripes(60, seed=4)
+    assert model.score(X_new, new) > .95 and (model.corrected_labels_ == true).mean() > .9
+    flagged = model.label_quality_ < model.quality_threshold_
+    assert (flagged == (y != true)).mean() > .75 and set(model.suspects()) == set(flagged.nonzero()[0])
+
 def test_same_seed_same_bits_and_nothing_global():
     X, y, _ = stripes()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -379,6 +388,15 @@ def test_ends_of_the_range(n, C, wrong):
         warnings.simplefilter('ignore')
         model = small(epochs=3, batch_size=64).fit(X, y)
     assert np.isfinite(model.label_quality_).all() and len(model.history_) == 3
+
+def test_signs_of_failure():
+    X, y, _ = stripes()
+    model = bench(X, y)
+    proba = [torch.eye(3)[torch.where(model._codes == 2, 1, model._codes)], torch.eye(3)[model._codes]] # one network never says 2
+    rows = torch.arange(48)
+    lost = model._signs([proba[0], proba[0]], [rows, rows[model._codes == 0]])
+    assert lost['least_predicted'] == 0 and lost['purity_proxy'] == pytest.approx((float((model._codes != 2).float().mean()) + 1)/2)
+    assert model._signs([proba[1], proba[1]], [rows, rows]) == dict(purity_proxy=1., least_predicted=1.)
 
 def test_equal_losses_fill_the_empty_side():
     "Traps: all losses equal is no error, and a side without examples gets some"

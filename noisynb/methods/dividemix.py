@@ -145,7 +145,7 @@ settings = { # name -> warm-up epochs, lambda_u, p_threshold, where lambda_u com
     'clothing1m': (1, 0., .5, 'code, which leaves the term out'),
     'webvision50': (1, 0., .5, 'code, which leaves the term out')}
 
-# %% ../../nbs/25_methods.dividemix.ipynb #7c32b8db
+# %% ../../nbs/25_methods.dividemix.ipynb #adf1764f
 def noise_seen(
     y, # (n,) codes of the given labels
     proba, # (n, n_classes) array, what a network predicts
@@ -168,7 +168,7 @@ def advise(
 )->dict: # lambda_u and p_threshold
     "Settings for noise like this; a rule of this library"
     much = min(max((rate - .25)/.15, 0), 1)*min(max((spread - .3)/.3, 0), 1)
-    return dict(lambda_u=much*min(n_classes, 60), p_threshold=.6 if rate > .8 else .5)
+    return dict(lambda_u=float(much*min(n_classes, 60)), p_threshold=.6 if rate > .8 else .5)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #9dba1c93
 _published = dict(network='auto', network_options=None, epochs=300, batch_size=64, learning_rate=.02, schedule='step', schedule_options=None, nesterov=False, weight_decay=5e-4,
@@ -217,7 +217,7 @@ def _step(optimiser, loss):
     loss.backward()
     optimiser.step()
 
-# %% ../../nbs/25_methods.dividemix.ipynb #a1b38b01
+# %% ../../nbs/25_methods.dividemix.ipynb #52094bfc
 class _Divided:
     "Epochs that sort first"
     def _look(self, k, rows=None):
@@ -250,8 +250,13 @@ class _Divided:
             found.append((trust, *(rows[k][torch.from_numpy(side).to(rows[k].device)] for side in (right, ~right))))
         trained = [self._train(k, *found[k], tables, weight, rate) for k in (0, 1)]
         row = _mean(trained) | dict(n_clean=sum(len(known) for _, known, _ in found)/2)
-        if not self.subset: row['purity_proxy'] = np.mean([float((p[known].argmax(1) == self._codes[known]).float().mean()) for p, (_, known, _) in zip(predicted[::-1], found)]).item()
-        return row
+        return row if self.subset else row | self._signs(predicted[::-1], [known for _, known, _ in found])
+
+    def _signs(self, proba, known):
+        "What can be seen of failure: labels taken for right that the other network would not give, and a class that is given but not predicted"
+        agreed = [float((p[rows].argmax(1) == self._codes[rows]).float().mean()) for p, rows in zip(proba, known)]
+        predicted, given = (torch.bincount(c, minlength=len(self.classes_)) for c in (sum(proba).argmax(1), self._codes))
+        return dict(purity_proxy=sum(agreed)/2, least_predicted=float((predicted/given).min()))
 
 def _mean(rows):
     "One row of the history from those of two networks"

@@ -268,3 +268,12 @@ def test_cleanlab_is_what_the_package_says(half_wrong, tmp_path):
 def test_cleanlab_without_the_package(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'cleanlab', None)
     with pytest.raises(ImportError, match='noisynb\\[compare\\]'): Cleanlab().fit(np.eye(4), [0, 0, 1, 1])
+
+def test_dropout_has_a_stream_of_its_own():
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 2
+    fit = lambda: CrossEntropy(network='vgg19-bn', network_options=dict(hidden=8), epochs=1, batch_size=6, verbose=False).fit(X, y)
+    torch.manual_seed(1); before = torch.get_rng_state(); a = fit()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert (a.predict_proba(X) == fit().predict_proba(X)).all()

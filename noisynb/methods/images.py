@@ -112,7 +112,7 @@ class Workshop:
         vars(self).pop('_networks', None)
         super()._restore(fitted)
 
-# %% ../../nbs/21_methods.images.ipynb #f7182d1e
+# %% ../../nbs/21_methods.images.ipynb #ad9993b4
 @dataclass(eq=False, repr=False)
 class ImageMethod(Workshop, NoisyLabelClassifier):
     "Networks that learn from images with labels that may be wrong"
@@ -179,10 +179,16 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
         self._codes, self._state = torch.from_numpy(codes).to(device), State()
         self._build()
         self._networks = self._state.networks
-        self.history_ = train(self._state, self._epoch, self._schedule(), self.epochs, self.time_budget, self.checkpoint,
+        self.history_ = train(self._state, self._seeded_epoch, self._schedule(), self.epochs, self.time_budget, self.checkpoint,
             self._identity(X, codes) if self.checkpoint else None, watch and (lambda: watch(self)), self.verbose)
         self.weights_ = {str(i): {k: v.cpu().numpy() for k, v in n.state_dict().items()} for i, n in enumerate(self._networks)}
         self._finish()
+
+    def _seeded_epoch(self, epoch, rate):
+        "`_epoch` with a stream of its own for layers that draw from PyTorch's global one, such as dropout; that one is left as it was"
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self._device.startswith('cuda') else []):
+            torch.manual_seed(torch_generator(self.random_state, f'layers, epoch {epoch}').initial_seed())
+            return self._epoch(epoch, rate)
 
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`: the mean of the networks"

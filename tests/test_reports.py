@@ -279,3 +279,8 @@ def test_history_and_curves():
     axes = plots.curves([1, 2], {'a': [[1., 2], [3, 6]], 'b': [1., 2]}).figure.axes[0]
     assert axes.lines[0].get_ydata().tolist() == [2, 4] and len(axes.collections) == 1   # one seed has no band
     assert np.allclose(axes.collections[0].get_paths()[0].vertices[:, 1].max(), 4 + 8**.5)
+
+def test_seeds_that_stopped_at_different_epochs_are_one_entry():
+    from noisynb.reports import _entry
+    r = lambda epochs, command='noisynb run linear': dict(method='linear', embedding='raw', options={}, epochs=epochs, provenance=dict(command=command))
+    assert _entry(r(10)) == _entry(r(14)) != _entry(r(14, 'noisynb run linear -p epochs 14'))

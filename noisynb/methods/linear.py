@@ -98,7 +98,7 @@ def train_probes(
         if not alive.any(): break
     return best.view(M, C, d), history, best_epochs, ended if alive[0] else 'patience'
 
-# %% ../../nbs/22_methods.linear.ipynb #4a834e82
+# %% ../../nbs/22_methods.linear.ipynb #80a019ec
 def passes(Z, y, looks, n_learn, batch_size, steps, epoch, rng):
     "An epoch of at least `steps` batches: rows of `Z`, a few batches at a time, and an iterator over codes, row numbers, weights and step numbers of all batches"
     import torch
@@ -114,12 +114,13 @@ def read_ahead(Z, order, batch_size):
     "Rows of `Z` in that order, a few batches at a time, the next ones read by another thread meanwhile"
     import torch
     size = min(len(order), batch_size*max(1, 2**19//(batch_size*Z.shape[1]))) # 2 MiB
-    parts, buffers = order.split(size), torch.empty(2, size, Z.shape[1], device=Z.device)
-    read = lambda i: torch.index_select(Z, 0, parts[i], out=buffers[i % 2, :len(parts[i])])
+    parts, buffers = order.split(size), torch.empty(3, size, Z.shape[1], device=Z.device)
+    read = lambda i: torch.index_select(Z, 0, parts[i], out=buffers[i % 3, :len(parts[i])])
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        ahead = pool.submit(read, 0)
-        for i in range(1, len(parts) + 1):
-            X, ahead = ahead.result(), pool.submit(read, i) if i < len(parts) else None
+        ahead = [pool.submit(read, i) for i in range(len(parts[:2]))]
+        for i in range(2, len(parts) + 2):
+            X = ahead.pop(0).result() # what was yielded before is done with, and its buffer is free
+            if i < len(parts): ahead.append(pool.submit(read, i))
             yield X
 
 def logit_gradient(loss, M, C, n, device):

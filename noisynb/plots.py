@@ -21,19 +21,19 @@ look = {'font.family': 'DejaVu Sans', 'font.size': 9, 'text.color': ink, 'text.p
         'xtick.color': dim, 'ytick.color': dim, 'xtick.major.size': 0, 'ytick.major.size': 0, 'lines.linewidth': 1.8, 'legend.frameon': False,
         'figure.facecolor': 'white', 'axes.facecolor': 'white'}
 
-# %% ../nbs/31_plots.ipynb #d79098a5
+# %% ../nbs/31_plots.ipynb #748abcb3
 class Picture:
     "A figure and the words that stand for it; shows itself as a small PNG with alternative text"
     def __init__(self,
         figure, # a `matplotlib.figure.Figure`
         alt: str, # what a person who cannot see it should know
-        dpi: int = 160, # pixels per inch; a page shows an inch as 96 of its own
+        dpi: int = 128, # pixels per inch; a page shows an inch as 96 of its own
     ):
         self.figure, self.alt, self.dpi = figure, alt, dpi
 
     @cached_property
     def png(self) -> bytes:
-        "The image, in at most 96 colours; rare ones, such as that of a thin line, survive"
+        "The image, in at most 48 colours; rare ones, such as that of a thin line, survive"
         import warnings
         from matplotlib import rc_context
         from PIL import Image
@@ -41,7 +41,7 @@ class Picture:
         with rc_context(look), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Glyph')   # a class name in a script the font lacks
             self.figure.savefig(full, dpi=self.dpi)
-        Image.open(full).convert('RGB').quantize(96, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
+        Image.open(full).convert('RGB').quantize(48, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
         return small.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -169,19 +169,19 @@ def ranking(
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, fontsize=8.5)
     return Picture(figure, f'Precision against recall of the wrong labels. {"; ".join(said)}; chance {flipped.mean():.3f}.')
 
-# %% ../nbs/31_plots.ipynb #ab3751c8
+# %% ../nbs/31_plots.ipynb #48622979
 def data_uri(
     image, # (h, w, c) or (h, w), uint8
     limit: int = 88, # longest side of a thumbnail in pixels; smaller images stay as they are
 ) -> str:
-    "A small image as text to put into a page: PNG up to 32 pixels a side, JPEG above"
+    "A small image as text to put into a page: WebP, without loss up to 32 pixels a side"
     from PIL import Image
     image = np.asarray(image); image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     if image.ndim == 3 and image.shape[-1] != 3: image = image.mean(-1)
     picture, out = Image.fromarray(image.astype(np.uint8)), io.BytesIO()
-    kind = 'png' if max(picture.size) <= 32 else 'jpeg'
-    picture.thumbnail((limit, limit)); picture.save(out, kind, optimize=True)
-    return f'data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}'
+    exact = max(picture.size) <= 32
+    picture.thumbnail((limit, limit)); picture.save(out, 'webp', lossless=exact, quality=100 if exact else 85, method=6)
+    return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
 
 # %% ../nbs/31_plots.ipynb #c42aeda7
 class Gallery:

@@ -442,7 +442,7 @@ def test_options():
     model = small(setting='cifar10-symmetric-90', recipe='published', epochs=None, batch_size=None)
     options = model._options(100)
     assert (options['epochs'], options['batch_size'], options['warmup'], options['lambda_u'], options['p_threshold']) == (300, 64, 10, 50., .6)
-    assert DivideMix()._options(9_999)['recipe'] == 'small' and DivideMix()._options(10_000)['recipe'] == 'fast'
+    assert DivideMix()._options(19_999)['recipe'] == 'small' and DivideMix()._options(20_000)['recipe'] == 'fast'
     assert SMR(recipe='published')._options(10)['batch_size'] == 128 and SMR(recipe='published')._options(10)['recalibrate'] == 30
     assert all(set(r) == set(recipes['published']) for r in [*recipes.values(), *SMR.recipes.values()])
     assert {'dividemix', 'smr'} <= set(methods) and isinstance(make('smr', recipe='fast'), SMR)
@@ -460,7 +460,7 @@ def test_embeddings_are_refused():
     with pytest.raises(NoisynbError, match='embeddings'): small().fit(np.zeros((10, 4), np.float32), np.arange(10) % 2)
 
 @pytest.mark.parametrize('cls, recipe, options', [(SMR, 'animal10n', dict(epochs=5, recalibrate=3)), (SMR, 'animal10n', {}),
-    (DivideMix, 'clothing1m', dict(subset=12)), (SMR, 'clothing1m', dict(subset=12, recalibrate=3)), (DivideMix, 'webvision50', {}), (SMR, 'webvision50', dict(recalibrate=3))])
+    (DivideMix, 'clothing1m', dict(subset=12, resize=36, crop=28)), (SMR, 'clothing1m', dict(subset=12, recalibrate=3)), (DivideMix, 'webvision50', {}), (SMR, 'webvision50', dict(recalibrate=3))])
 def test_recipes_of_large_sets_on_a_folder(tmp_path, cls, recipe, options):
     "Images in files, colour, 32 pixels: the recipes with a small network"
     from PIL import Image
@@ -473,11 +473,34 @@ def test_recipes_of_large_sets_on_a_folder(tmp_path, cls, recipe, options):
             picture[..., channel] += 120
             Image.fromarray(picture).save(tmp_path/name/f'{i}.png')
     split = load_data(str(tmp_path), size=32).train
-    wanted = dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, warmup=1, batch_size=8, device='cpu') | options
+    wanted = dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, warmup=1, batch_size=8, device='cpu', resize=0, crop=0) | options
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model = cls(recipe=recipe, **wanted).fit(split.images, split.labels)
     kinds = [row['kind'] for row in model.history_]
     assert kinds[0] == 'warm-up' and kinds[-1] == 'divide' and ('recalibration' in kinds) == (cls is SMR and 'recalibrate' in options)
-    assert model.label_quality_.shape == (24,) and model.predict(split.images[:3]).shape == (3,)
+    assert model.label_quality_.shape == (24,) and model.predict(split.images.rows(slice(3))).shape == (3,)
     assert model.options_['learning_rate'] == cls.recipes[recipe]['learning_rate']
+    assert model.architecture_['size'] == options.get('crop', 32) and tuple(model.image_shape_) == (options.get('resize', 32),)*2 + (3,)
+
+@pytest.mark.parametrize('recipe, sides', [('clothing1m', (256, 224)), ('webvision50', (320, 299)), ('published', (0, 0))])
+def test_sides_of_large_photographs(recipe, sides): assert all((r[recipe]['resize'], r[recipe]['crop']) == sides for r in (DivideMix.recipes, SMR.recipes))
+
+@pytest.mark.parametrize('guess', ['train', 'table'])
+def test_the_running_mean_of_weights_sorts_and_answers(guess, tmp_path):
+    "And comes back bit by bit after a stop"
+    from noisynb.methods.base import load
+    X, y = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8), np.arange(40) % 2
+    fit = lambda ema, **more: DivideMix(recipe='small', epochs=4, batch_size=8, network_options=dict(widths=(4, 8)), guess=guess, ema=ema, device='cpu', verbose=False, **more).fit(X, y)
+    means, plain = fit(.9), fit(0.)
+    assert (means.predict_proba(X) != plain.predict_proba(X)).any() and means.options_['ema'] == .9
+    means.save(tmp_path/'model')
+    assert (load(tmp_path/'model').predict_proba(X) == means.predict_proba(X)).all()
+    path, stopped = str(tmp_path/'run.pt'), []
+    def stop(model):
+        stopped.append(len(stopped))
+        if len(stopped) == 3: raise KeyboardInterrupt
+        return {}
+    with pytest.raises(KeyboardInterrupt): DivideMix(recipe='small', epochs=4, batch_size=8, network_options=dict(widths=(4, 8)), guess=guess, ema=.9, device='cpu', verbose=False, checkpoint=path).fit(X, y, watch=stop)
+    again = fit(.9, checkpoint=path)
+    assert (again.predict_proba(X) == means.predict_proba(X)).all() and (again.label_quality_ == means.label_quality_).all()

@@ -303,11 +303,11 @@ class _Trained:
         t = co_refine(self._codes[rows], w[rows], own, self.temperature), co_guess(*guesses, temperature=self.temperature)
         return torch.cat([t[0], t[0], t[1], t[1]])
 
-# %% ../../nbs/25_methods.dividemix.ipynb #68f3667c
+# %% ../../nbs/25_methods.dividemix.ipynb #f673e310
 @dataclass(eq=False, repr=False)
 class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     "Two networks that sort each other's labels and learn semi-supervised (Li, Socher and Hoi 2020)"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 10,000 images, else 'fast'
+    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 20,000 images, else 'fast'
     setting: str|None = None # a row of `settings`
     network: str|None = None # None for the recipe's, and so for all that follow
     epochs: int|None = None
@@ -344,7 +344,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
 
     def _options(self, n):
         "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 10_000 else 'fast'
+        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 20_000 else 'fast'
         if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
         options = dict(self.recipes[recipe])
         if self.setting is not None:

@@ -76,20 +76,13 @@ def check(
     from noisynb import experiment
     experiment.check(**ask)
 
-# %% ../nbs/40_cli.ipynb #87e08caf
+# %% ../nbs/40_cli.ipynb #8b8fe3fa
 def default_output(
     ask:dict, # all parameters, defaults included
 )->Path: # relative to where we stand
     "`reports/<data set>/<noise>-<rate>/<method>-seed<k>.ipynb`; noise that has no rate to choose is named alone, other choices follow the seed"
-    import hashlib, re
-    data, noise, embedding = Path(str(ask['dataset'])).stem, ask['noise_type'], str(ask.get('embedding') or 'raw')
-    if noise in ('symmetric', 'asymmetric', 'pair', 'instance'): noise = f"{noise}-{ask['noise_rate']:g}"
-    chosen = [Path(embedding).stem if embedding.endswith('.npz') else embedding]*(embedding != 'raw')
-    chosen += [f"{short}{ask[name]}" for name, short in dict(n_train='n', imbalance='tail', epochs='epochs', time_budget='budget').items() if ask.get(name) is not None]
-    chosen += [f'{k}-{v}' for k, v in sorted((ask.get('options') or {}).items())]
-    more = ''.join('-' + re.sub(r'[^\w.=-]+', '-', c).strip('-') for c in chosen)
-    if len(more) > 60: more = f"{more[:40].rstrip('-.')}-{hashlib.sha256(repr(chosen).encode()).hexdigest()[:6]}"
-    return Path('reports')/data/noise/f"{ask['method']}-seed{ask['seed']}{more}.ipynb"
+    from noisynb.grids import place
+    return place(ask)
 
 # %% ../nbs/40_cli.ipynb #4e5f3068
 def _stopped(notebook, error):
@@ -126,12 +119,13 @@ def _quiet():
         async def start_kernel(self, **kwargs): return await super().start_kernel(stderr=DEVNULL, **kwargs)
     return Quiet
 
-# %% ../nbs/40_cli.ipynb #97ee1e1b
+# %% ../nbs/40_cli.ipynb #92e79873
 def execute(
     notebook, # to be run
     out, # where the executed copy goes
     parameters:dict, # for papermill
     pages=None, # functions that write something beside the notebook at a path, and return where
+    keep:bool=True, # whether the notebook stays
 )->list: # paths written, the notebook last
     "Run `notebook` aside with `parameters`, write the pages, then move all of it to its place"
     import os, tempfile
@@ -147,14 +141,14 @@ def execute(
             bar = dict(desc=out.stem, leave=False) if sys.stderr.isatty() else False
             execute_notebook(str(notebook), str(draft), parameters, progress_bar=bar, kernel_manager_class=_quiet())
             _portable(draft, notebook, out)
-            names = [Path(page(draft)).name for page in pages or ()] + [out.name]
+            names = [Path(page(draft)).name for page in pages or ()] + [out.name]*keep
             for name in names: os.replace(Path(aside)/name, out.parent/name)
         return [out.parent/name for name in names]
     except (PapermillExecutionError, DeadKernelError) as e: raise _stopped(notebook, e) from None
     except OSError as e:
         raise NoisynbError(f'cannot write {out} ({e}); free some space or choose another place with -o') from e
 
-# %% ../nbs/40_cli.ipynb #400dfeba
+# %% ../nbs/40_cli.ipynb #c7159312
 def _run(args):
     "`noisynb run`"
     import ast, json
@@ -164,12 +158,13 @@ def _run(args):
     ask = {name: ast.literal_eval(p['default']) for name, p in known.items()} | asked
     check(ask)
     from noisynb.reports import write_json, write_page
-    record, page, executed = execute(notebook, args.output or default_output(ask), asked, [write_json, write_page])
+    pages, keep = ([write_json], False) if args.record_only else ([write_json, write_page], True)
+    record, *more = execute(notebook, args.output or default_output(ask), asked, pages, keep)
     numbers = json.loads(record.read_text(encoding='utf-8'))
     shown = dict(test_accuracy='accuracy on clean test data', label_error_auroc='AUROC of finding wrong labels', label_error_f1='F1 of the flagged labels')
     for key, label in shown.items():
         if numbers.get(key) is not None: print(f'{label:30} {numbers[key]:.4f}')
-    for label, path in ('page', page), ('record', record), ('notebook', executed): print(f'{label:9} {path}')
+    for label, path in zip(('record', 'page', 'notebook'), (record, *more)): print(f'{label:9} {path}')
 
 # %% ../nbs/40_cli.ipynb #8b5c294b
 def _audit(args):
@@ -191,6 +186,22 @@ def _audit(args):
     print(f'{"labels":10} {numbers["n_labels"]:,} checked, {numbers["n_flagged"]:,} doubted; {numbers["n_conflicts"]:,} groups of twins with different labels; {numbers["n_unused"]:,} files that cannot be used')
     tables = [('table', page.with_name('suspects.csv'))] + [('corrected', page.with_name('labels_corrected.csv'))]*bool(ask['corrected'])
     for label, path in ('page', page), *tables, ('record', record), ('notebook', executed): print(f'{label:10} {path}')
+
+# %% ../nbs/40_cli.ipynb #19f08dd5
+def _sweep(args):
+    "`noisynb sweep`; exit status 1 if a run failed"
+    import signal
+    from noisynb import sweeps
+    def stop(*_): raise KeyboardInterrupt
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        if args.dry_run: print(sweeps.survey(args.grid, args.output, args.pages, args.since)); return 0
+        engine = sweeps.Ray(args.address, args.shared) if args.engine == 'ray' else sweeps.Local(args.cpus, args.memory)
+        said = sweeps.sweep(args.grid, args.output, engine, args.pages, args.retry, args.since, lambda line: print(line, flush=True))
+    finally: signal.signal(signal.SIGTERM, before)
+    for job, message in said.failed: print(f'FAILED  {job}: {message}')
+    print(f'{said}' + '; --retry does those that failed again'*bool(said.failed))
+    return int(bool(said.failed))
 
 # %% ../nbs/40_cli.ipynb #0fc6b4a7
 def _methods():
@@ -247,16 +258,35 @@ def _doctor(args):
     print(Table([{'data set': n, 'state': 'here' if available(n) else f'not here; in the data folder it is {short(lost(s))}'} for n, s in datasets.items()]))
     return int(any(not e and not ok for e, *_, ok in needs))
 
-# %% ../nbs/40_cli.ipynb #fe1b1b99
+# %% ../nbs/40_cli.ipynb #d1e39a22
 def _fetch(args):
     "`noisynb fetch`: files that are there already are not fetched again"
     from noisynb.datasets import load
     print(load(args.name, args.data_dir, download=True))
 
+def _compare(args):
+    "`noisynb compare`: the page alone is kept, since all it shows comes from the records"
+    import ast, os, tempfile
+    from noisynb.core import NoisynbError, atomic_write
+    notebook = find_notebook('compare_methods')
+    known = declared(notebook)
+    asked = read_parameters(args.results, args.parameters, known, 'results')
+    ask = {name: ast.literal_eval(p['default']) for name, p in known.items()} | asked
+    from noisynb import compare
+    settings = compare.select(**{k: v for k, v in ask.items() if k != 'data_dir'})
+    folders = {Path(p).parent for s in settings for p in s.paths}
+    out = Path(args.output or Path(os.path.commonpath(folders))/'compare.html')
+    if out.suffix != '.html': raise NoisynbError(f'the output is {str(out)!r}; give it a name that ends in .html')
+    from noisynb.reports import write_page
+    with tempfile.TemporaryDirectory() as aside:
+        page, _ = execute(notebook, Path(aside)/'compare.ipynb', asked, [write_page])
+        print(f'{"page":9} {atomic_write(out, page.read_text(encoding="utf-8"))}')
+
 def _report(args):
     "`noisynb report`"
-    from noisynb.reports import leaderboard
-    print(leaderboard(args.folder))
+    from noisynb.leaderboard import leaderboard
+    table = leaderboard(args.folder)
+    for label, path in ('table', table), ('page', Path(table).with_name('index.html')): print(f'{label:9} {path}')
 
 # %% ../nbs/40_cli.ipynb #af56b620
 def readme(
@@ -301,7 +331,7 @@ def write_readme(
     for path, content in pictures.items(): atomic_write(path, content)
     return atomic_write(out, text)
 
-# %% ../nbs/40_cli.ipynb #38a00418
+# %% ../nbs/40_cli.ipynb #4446e052
 class _Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
     def error(self, message):
@@ -319,7 +349,21 @@ def _parser():
     a.add_argument('method', help='one of `noisynb list methods`')
     a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of run_method.ipynb; may be repeated')
     a.add_argument('-o', dest='output', metavar='FILE', help='the executed notebook (default: reports/DATASET/NOISE-RATE/METHOD-seedK.ipynb)')
+    a.add_argument('--record-only', action='store_true', help='keep the numbers, not the notebook and the page')
     a.set_defaults(do=_run)
+    a = sub.add_parser('sweep', help='do all runs of a grid that are not done yet', epilog='example: noisynb sweep sweeps/cpu.toml --dry-run; stop it whenever you like, the same command goes on')
+    a.add_argument('grid', metavar='GRID', help='a .toml, .json or .yaml file with lists of values')
+    a.add_argument('-o', dest='output', metavar='FOLDER', default='reports', help='where the reports go (default: reports)')
+    a.add_argument('--pages', choices=['all', 'first', 'none'], help='whose notebook and page are kept: of all runs, of the first seed of each setting, of none (default: as the grid says, else all)')
+    a.add_argument('--retry', action='store_true', help='do runs that failed earlier again')
+    a.add_argument('--since', metavar='DATE', help='do runs from before this date again, such as 2026-01-31')
+    a.add_argument('--dry-run', action='store_true', help='say what is done and what is not, and run nothing')
+    a.add_argument('--cpus', type=float, metavar='N', help='cores to use (default: all)')
+    a.add_argument('--memory', type=float, metavar='GIB', help='memory to use (default: what is free)')
+    a.add_argument('--engine', choices=['local', 'ray'], default='local', help='where the runs are done (default: local)')
+    a.add_argument('--address', metavar='ADDRESS', default='auto', help='of the Ray cluster (default: the one this machine belongs to)')
+    a.add_argument('--shared', action='store_true', help='the nodes of the Ray cluster see this folder, under the same path')
+    a.set_defaults(do=_sweep)
     a = sub.add_parser('audit', help='find the wrong labels in your own images', epilog='example: noisynb audit photos --corrected -o checked; a folder that is called like a data set is written ./digits')
     a.add_argument('path', help='a folder with one subfolder per class, a .csv or .parquet of paths and labels, an .npz, or one of `noisynb list datasets`')
     a.add_argument('-o', dest='output', metavar='FOLDER', help='where page and tables go (default: reports/audit/NAME)')
@@ -332,6 +376,11 @@ def _parser():
     a.add_argument('name', help='one of `noisynb list datasets`')
     a.add_argument('--data-dir', metavar='FOLDER', help='the data folder (default: $NOISYNB_DATA, else ~/.cache/noisynb/data)')
     a.set_defaults(do=_fetch)
+    a = sub.add_parser('compare', help='compare methods on one page, with tests of difference', epilog="example: noisynb compare reports/digits/instance-0.4 -p method '[wann, knn]'")
+    a.add_argument('results', nargs='+', metavar='PATH', help='a record, a folder of records, or a pattern')
+    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of compare_methods.ipynb, such as method or seed; may be repeated')
+    a.add_argument('-o', dest='output', metavar='FILE', help='the page (default: compare.html in the folder that holds all records)')
+    a.set_defaults(do=_compare)
     a = sub.add_parser('report', help='make the leaderboard from the records')
     a.add_argument('folder', nargs='?', default='reports')
     a.set_defaults(do=_report)
@@ -339,7 +388,7 @@ def _parser():
     sub.add_parser('readme').set_defaults(do=lambda args: print(write_readme()))
     return p
 
-# %% ../nbs/40_cli.ipynb #64ad84e6
+# %% ../nbs/40_cli.ipynb #48a279fe
 def main(
     argv=None, # arguments; None for those of the process
 )->int: # exit status: 0 well, 1 the run failed, 2 a mistake in what was asked
@@ -350,7 +399,7 @@ def main(
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        print('noisynb: interrupted' + dict(run=', nothing was kept', audit='; the same command goes on').get(args.command, ''), file=sys.stderr)
+        print('noisynb: interrupted' + dict(run=', nothing was kept', audit='; the same command goes on', sweep='; what is finished is kept, the same command goes on').get(args.command, ''), file=sys.stderr)
         return 130
     except BrokenPipeError: # who reads has had enough, as in `noisynb doctor | head`
         import os

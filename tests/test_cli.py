@@ -261,8 +261,8 @@ def test_from_wrong_labels_to_a_page(tmp_path):
     assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['knn.html', 'knn.ipynb', 'knn.json'] and 'out/knn.html' in p.stdout
 
 def test_report_rebuilds_the_leaderboard(capsys, monkeypatch):
-    monkeypatch.setattr('noisynb.reports.leaderboard', lambda folder: f'{folder}/README.md')
-    assert cli.main(['report', 'some']) == 0 and capsys.readouterr().out == 'some/README.md\n'
+    monkeypatch.setattr('noisynb.leaderboard.leaderboard', lambda folder: f'{folder}/README.md')
+    assert cli.main(['report', 'some']) == 0 and capsys.readouterr().out.split() == ['table', 'some/README.md', 'page', 'some/index.html']
 
 
 # the README

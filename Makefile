@@ -16,7 +16,7 @@ page  := reports/digits/instance-0.4/wann-seed0.html
 help:
 	@echo 'make report      train WANN on wrong labels and write the page about it'
 	@echo 'make test        run every notebook and the test suite'
-	@echo 'make benchmarks  measure speed, memory and peers again (half an hour; wants a quiet machine)'
+	@echo 'make benchmarks  measure speed, memory, peers and audits again (wants a quiet machine, and for the audits their data)'
 	@echo 'make docs        write README.md from nbs/index.ipynb'
 	@echo 'make lock        refresh constraints.txt after a change in pyproject.toml'
 	@echo 'make clean       remove caches and build products ($(VENV) stays)'
@@ -47,8 +47,7 @@ test: $(stamp)
 
 benchmarks: $(stamp)
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' -c constraints.txt
-	$(bin)/jupyter execute --inplace --timeout=-1 nbs/benchmarks.ipynb nbs/benchmarks_peers.ipynb
-	$(bin)/nbdev_clean
+	$(bin)/jupyter execute --inplace --timeout=-1 nbs/benchmarks.ipynb nbs/benchmarks_training.ipynb nbs/benchmarks_peers.ipynb nbs/benchmarks_audit.ipynb; status=$$?; $(bin)/nbdev_clean; exit $$status
 
 docs: $(stamp)
 	$(bin)/noisynb readme

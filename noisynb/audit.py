@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Subject', 'is_table', 'subject', 'scanned', 'readable', 'choose', 'announce', 'sized', 'look', 'twins', 'Record',
-           'Audit', 'keep_out', 'check', 'judge', 'precision_among', 'command', 'audit', 'title', 'headline', 'how',
-           'thumbnail', 'witnesses', 'suspects', 'by_class', 'by_pair', 'conflicts', 'unreadable', 'write_record',
+           'Audit', 'keep_out', 'check', 'judge', 'precision_among', 'command', 'audit', 'write_record',
            'default_folder']
 
-# %% ../nbs/34_audit.ipynb #a1f37589
-import base64, csv, html, inspect, io, json, os, re, shlex, time, warnings
+# %% ../nbs/34_audit.ipynb #5905c928
+import csv, inspect, json, os, re, shlex, time, warnings
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -22,7 +21,6 @@ from .embeddings import Extractor, _file, backbones, extract, make_extractor, pa
 from .experiment import _noted, check as check_run, estimator, generated, neighbors, portable, spoil
 from .files import Files, read_folder, read_table, scan
 from .metrics import label_errors
-from .reports import Block, _facts, memory, method_name, percent, seconds, spelled
 
 # %% ../nbs/34_audit.ipynb #840a75eb
 @dataclass(frozen=True, eq=False)
@@ -374,178 +372,7 @@ def _numbers(found, asked, name, how, why, limit, times):
     known = {} if wrong is None else {f'precision_{k}': precision_among(found.quality, wrong, k) for k in (100, 1000)} | {f'label_error_{k}': v for k, v in label_errors(found.quality, found.flagged, wrong).items() if k != 'flagged'}
     return numbers | known | dict(seconds={k: round(v, 3) for k, v in times.items()}, peak_memory_mib=peak_memory_mib(), device=device, provenance=provenance(print_, command(asked), device))
 
-# %% ../nbs/34_audit.ipynb #a580fc2b
-def _shown(text, limit=70):
-    "A name that can be shown: no control characters, its middle left out where it is long"
-    text = re.sub(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]', '\ufffd', str(text))
-    return text if len(text) <= limit else f'{text[:limit//3]}…{text[-limit + limit//3 + 1:]}'
-
-def _name(text, limit=70): return f'<bdi>{html.escape(_shown(text, limit))}</bdi>'
-
-def _class(found, c): return _shown(found.subject.classes[c], 40)
-
-def _few(q): return '< 0.001' if q < .001 else f'{q:.3f}'
-
-# %% ../nbs/34_audit.ipynb #aab636bd
-def title(found:Audit)->Block:
-    "The heading and one sentence"
-    r, name = found.record, spelled.get(found.subject.name, _shown(found.subject.name))
-    head = f'{name}: {r["n_flagged"]:,} of {r["n_labels"]:,} labels are doubted'
-    made = '' if r['noise_type'] == 'none' else f' The labels are those called “{r["noise_type"]}”; the right ones are known and were kept aside to measure with.' if r['noise_rate'] is None else f' Of these labels {percent(r["noise_rate_realised"])} were made wrong on purpose, to see how many are found.'
-    text = f'For each image, {method_name(r["method"])} compared the label with those of the images that look most like it. A doubted label is more likely wrong than right, as far as that can be told; a person should look at it.{made}'
-    return Block(f'<h1>{html.escape(head)}</h1><p class="lede">{html.escape(text)}</p>', f'{head}\n\n{text}')
-
-def headline(found:Audit)->Block:
-    "The numbers that matter, as tiles"
-    r, tiles = found.record, []
-    tiles += [('Labels checked', f'{r["n_labels"]:,}', f'{r["n_classes"]:,} classes'), ('Doubted', f'{r["n_flagged"]:,}', f'{percent(r["n_flagged"]/r["n_labels"])} of all')]
-    for k in (100, 1000):
-        if r.get(f'precision_{k}') is not None: tiles += [(f'Wrong among the first {k:,}', f'{round(k*r[f"precision_{k}"]):,}', f'of {found.wrong.sum():,} in all; by chance {k*r["noise_rate_realised"]:,.0f}')]
-    tiles += [('Twins with two labels', f'{r["n_conflicts"]:,}', f'among {r["n_twins"]:,} images that have a twin')]
-    if isinstance(found.subject.images, Files): tiles += [('Not usable', f'{r["n_unused"]:,}', f'of {r["n_listed"]:,} files')]
-    e, plain = html.escape, 'float:none;width:auto;display:block;margin:0'
-    line = lambda tag, text, more='', style='': f'<{tag}{more} style="{plain}{style}">{e(text)}</{tag}>'
-    each = ''.join('<div>' + line('dt', a) + line('dd', b, ' class="value"', ';font-size:1.45em;font-weight:600;white-space:nowrap') + line('dd', c, ' class="note"') + '</div>' for a, b, c in tiles)
-    wide = 100/(len(tiles) if len(tiles) < 6 and max(len(b) for _, b, _ in tiles) < 7 else -(-len(tiles)//2)) - 2
-    return Block(f'<dl class="tiles" style="display:grid;grid-template-columns:repeat(auto-fill,minmax(max(7.2rem,{wide:.0f}%),1fr));gap:.8rem">{each}</dl><p class="note">{e(_seen(r))}</p>', '\n'.join([*(f'{a}: {b} ({c})' for a, b, c in tiles), _seen(r)]))
-
-def _seen(r):
-    "What the method saw, and what to think of it"
-    pixels = r['embedding'] == 'raw' or r['embedding'].startswith('pca')
-    return f'The method saw {r["embedding_how"]}.' + ' Pixels say little about photographs: with a trained network fewer labels would be doubted, and more of them rightly (see noisynb list backbones).'*pixels
-
-def how(found:Audit)->Block:
-    "What was audited, and how"
-    r = found.record
-    rows = [('Audited', Block(_name(found.subject.name), found.subject.name))]
-    rows += [('The method saw', Block(f'{_name(r["embedding"])}: {html.escape(r["embedding_how"])}', f'{r["embedding"]}: {r["embedding_how"]}')), ('Chosen because', r['embedding_why'])]
-    rows += [('Method', method_name(r['method']) + ''.join(f', {k} {v}' for k, v in r['options'].items()))]
-    rows += [('Doubted below a quality of', f'{found.threshold:.3g}'), ('Time, cached work not counted', ', '.join(f'{k} {seconds(v)}' for k, v in r['seconds'].items())), ('Peak memory', memory(r['peak_memory_mib']))]
-    return _facts(*rows, *(('Note', n) for n in found.notes))
-
-# %% ../nbs/34_audit.ipynb #c433f1f1
-def thumbnail(
-    image, # uint8 (h, w, c)
-    side:int, # longest side in pixels; a smaller image stays as it is
-)->str:
-    "A small image as a data URI"
-    from PIL import Image
-    image = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
-    picture, out = Image.fromarray(np.ascontiguousarray(image)).convert('RGB'), io.BytesIO()
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    picture.save(out, 'webp', quality=85 if max(picture.size) <= 40 else 65, method=6)
-    return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
-
-def _images(found, rows, side):
-    "Thumbnails by row"
-    rows = np.unique(np.asarray(rows, int))
-    pictures = sized(found.subject.images, side)
-    return {i: thumbnail(pictures[int(i)], side) for i in rows}
-
-def witnesses(
-    found:Audit,
-    i:int, # row of an image
-    limit:int=3, # of each side
-): # rows against, rows for
-    "The nearest neighbours with another label, and those with the same"
-    same = found.subject.given[found.near[i]] == found.subject.given[i]
-    return found.near[i][~same][:limit], found.near[i][same][:limit]
-
-# %% ../nbs/34_audit.ipynb #389ee49d
-_style = '''<style>
-.suspects { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .8rem; margin: 1rem 0 }
-.suspects article { border: 1px solid var(--line, #8884); border-radius: 10px; padding: .8rem; min-width: 0 }
-.suspects .top { display: flex; gap: .8rem } .suspects .top > div { min-width: 0; flex: 1 }
-.suspects img { object-fit: contain; border-radius: 4px; background: #8881; display: block } .suspects img.big { width: 88px; height: 88px; flex: none } .suspects .strip img { width: 40px; height: 40px }
-.suspects img.dots { image-rendering: pixelated }
-.suspects p { margin: 0; line-height: 1.4; overflow-wrap: anywhere } .suspects .dim { color: var(--dim, inherit); font-size: .8125rem } .suspects b { font-weight: 600 }
-.suspects .sides { display: grid; grid-template-columns: 1fr 1fr; gap: .2rem .8rem; margin-top: .7rem } .suspects .strip { display: flex; gap: 4px; margin-top: .2rem }
-.suspects .pair { display: flex; flex-wrap: wrap; gap: .8rem; margin-bottom: .4rem } .suspects .pair > div { width: 6.6rem }
-</style>'''
-
-def _img(found, uris, i, kind='', about=''):
-    "One image with its words"
-    dots = ' dots' if max(found.subject.images.shape[1:3]) <= 40 and not isinstance(found.subject.images, Files) else ''
-    name, label = html.escape(_shown(found.subject.short(i))), html.escape(_class(found, found.subject.given[i]))
-    return f'<img class="{kind}{dots}" src="{uris[i]}" alt="{about}labelled {label}" title="{name}: {label}">'
-
-def _card(found, uris, i):
-    "One suspect"
-    s, (against, favour) = found.subject, witnesses(found, i)
-    k, agree = found.near.shape[1], int((s.given[found.near[i]] == s.given[i]).sum())
-    other = 'no better label' if found.suggested[i] == s.given[i] else f'<b>{_name(s.classes[found.suggested[i]], 40)}</b>'
-    told = '' if s.truth is None else f'<p class="dim">{"✓ it was wrong" if s.given[i] != s.truth[i] else "✗ it was right"}' + (f', truly {_name(s.classes[s.truth[i]], 40)}' if s.truth[i] not in (s.given[i], found.suggested[i]) else '') + '</p>'
-    text = f'<p><span class="dim">given</span> <b>{_name(s.classes[s.given[i]], 40)}</b></p><p><span class="dim">rather</span> {other}</p><p class="dim">quality {html.escape(_few(found.quality[i]))}</p>{told}'
-    strip = lambda rows: f'<div class="strip">{"".join(_img(found, uris, j) for j in rows)}</div>'
-    side = lambda name, count, rows: f'<div><p class="dim">{name} {count} of {k}</p>{strip(rows)}</div>'
-    return (f'<article><div class="top">{_img(found, uris, i, "big", "Suspect, ")}<div>{text}</div></div><div class="sides">{side("against", k - agree, against)}{side("for", agree, favour)}</div>'
-        f'<p class="dim" style="margin-top:.5rem">{_name(s.short(i))}</p></article>')
-
-def suspects(
-    found:Audit,
-    limit:int=24, # how many
-)->Block:
-    "The least trusted labels that are doubted, as cards, with their witnesses"
-    rows = [i for i in found.order[:limit] if found.flagged[i]]
-    uris = _images(found, [j for i in rows for side in witnesses(found, i) for j in side], 48) | _images(found, rows, 96)
-    line = lambda i: f'{_shown(found.subject.short(i))}: given {_class(found, found.subject.given[i])}, rather {_class(found, found.suggested[i])}, quality {_few(found.quality[i])}'
-    return Block(f'<div class="suspects">{_style}{"".join(_card(found, uris, i) for i in rows)}</div>' if rows else '<p>No label is doubted.</p>', '\n'.join(map(line, rows)) or 'No label is doubted.')
-
-# %% ../nbs/34_audit.ipynb #2e86cece
-def by_class(
-    found:Audit,
-    limit:int=30, # classes shown
-)->Table:
-    "Doubted labels by given class, most first"
-    s, C, doubted = found.subject, len(found.subject.classes), found.flagged
-    total, hits = np.bincount(s.given, minlength=C), np.bincount(s.given[doubted], minlength=C)
-    moved = doubted & (found.suggested != s.given)
-    def row(c):
-        to = np.bincount(found.suggested[moved & (s.given == c)], minlength=C)
-        known = {} if s.truth is None else {'really wrong': int((found.wrong & (s.given == c)).sum())}
-        return {'given class': _class(found, c), 'labels': int(total[c]), 'doubted': int(hits[c]), 'share': percent(hits[c]/total[c]), **known, 'most often rather': f'{_class(found, to.argmax())} ({to.max():,})' if to.any() else '–'}
-    return Table([row(c) for c in np.argsort(-hits, kind='stable')[:limit] if total[c]])
-
-def by_pair(
-    found:Audit,
-    limit:int=15, # pairs shown
-)->Table:
-    "Doubted labels by given and suggested class, most first"
-    s, C = found.subject, len(found.subject.classes)
-    moved = found.flagged & (found.suggested != s.given)
-    pair, inverse, count = np.unique(s.given[moved]*C + found.suggested[moved], return_inverse=True, return_counts=True)
-    right = np.bincount(inverse, (found.suggested == s.truth)[moved], len(pair)) if s.truth is not None else None
-    row = lambda p: {'given': _class(found, pair[p]//C), 'rather': _class(found, pair[p] % C), 'labels': int(count[p]), **({} if right is None else {'suggestion right': int(right[p])})}
-    return Table([row(p) for p in np.argsort(-count, kind='stable')[:limit]])
-
-# %% ../nbs/34_audit.ipynb #dce7b4f4
-def conflicts(
-    found:Audit,
-    limit:int=12, # groups shown
-    each:int=4, # images shown of a group
-)->Block:
-    "Groups of twins that carry different labels"
-    groups, s = found.conflicts(), found.subject
-    if not groups: return Block('<p>None.</p>', 'None.')
-    shown = [g[np.unique(s.given[g], return_index=True)[1]] if len(g) > each else g for g in groups[:limit]] # of a large one, one image for each label
-    uris = _images(found, [i for g in shown for i in g[:each]], 88)
-    line = lambda i: f'<p><b>{_name(s.classes[s.given[i]], 40)}</b></p><p class="dim">{_name(s.short(i), 40)}</p>'
-    card = lambda g, rows: f'<article><div class="pair">' + ''.join(f'<div>{_img(found, uris, i, "big")}{line(i)}</div>' for i in rows[:each]) + f'</div><p class="dim">{"equal" if len(set(s.keys[g])) == 1 else "nearly equal"}{f", {len(g)} images" if len(g) > len(rows[:each]) else ""}</p></article>'
-    text = '\n'.join(' | '.join(f'{_shown(s.short(i))}: {_class(found, s.given[i])}' for i in g) for g in groups[:limit])
-    return Block(f'<div class="suspects">{_style}{"".join(card(g, rows) for g, rows in zip(groups, shown))}</div>', text)
-
-def unreadable(
-    found:Audit,
-    limit:int=50, # files shown
-)->Block:
-    "The files that could not be read, and why"
-    bad = found.subject.bad
-    row = lambda path, label, reason: f'<tr><th scope="row" style="text-align:left;overflow-wrap:anywhere">{_name(path)}</th><td style="text-align:left">{_name(label, 40)}</td><td style="text-align:left">{html.escape(_shown(reason, 200))}</td></tr>'
-    more = f'<p class="note">and {len(bad) - limit:,} more, at the end of suspects.csv</p>' if len(bad) > limit else ''
-    body = f'<table><thead><tr><th scope="col">file</th><th scope="col" style="text-align:left">given</th><th scope="col" style="text-align:left">why</th></tr></thead><tbody>{"".join(row(*b) for b in bad[:limit])}</tbody></table>{more}'
-    return Block(body if bad else '<p>All could be read.</p>', '\n'.join(f'{_shown(p)}: {_shown(r, 200)}' for p, _, r in bad[:limit]) or 'All could be read.')
-
-# %% ../nbs/34_audit.ipynb #75ce2730
+# %% ../nbs/34_audit.ipynb #a78736c3
 def write_record(
     path, # an executed notebook
 )->Path: # the record beside it
@@ -566,4 +393,10 @@ def default_folder(
     name = path.resolve().name if path.is_dir() and str(ask['path']) not in datasets else path.stem
     noise = ask.get('noise_type', 'none')
     noise = '' if noise == 'none' else f'-{noise}' + (f'-{ask["noise_rate"]:g}' if noise in generated else '')
-    return Path('reports/audit')/(re.sub(r'[^\w.-]+', '-', name + noise).strip('-.') or 'images')
+    place = Path('reports/audit')/(re.sub(r'[^\w.-]+', '-', name + noise).strip('-.') or 'images')
+    try: other = json.loads((place/'audit.ipynb').read_text(encoding='utf-8'))['metadata']['papermill']['parameters']['path']
+    except (OSError, ValueError, LookupError, TypeError): return place
+    if _same(other) != _same(ask['path']): raise NoisynbError(f'{place} holds the audit of {other}, which is not {ask["path"]}; choose another folder with -o')
+    return place
+
+def _same(data): return str(data) if str(data) in datasets else Path(str(data)).expanduser().resolve()

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['generated', 'baselines', 'published', 'check', 'estimator', 'prepare', 'spoil', 'look', 'neighbors', 'plain', 'train',
-           'measure', 'published_for', 'command', 'portable', 'Run', 'run']
+           'pack', 'unpack', 'measure', 'published_for', 'command', 'portable', 'Run', 'run']
 
-# %% ../nbs/30_experiment.ipynb #d520531a
-import importlib, inspect, json, os, shlex, time, warnings
+# %% ../nbs/30_experiment.ipynb #ff856692
+import base64, importlib, inspect, json, os, shlex, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 import numpy as np
+from filelock import FileLock
 from .core import NoisynbError, Result, atomic_write, cache_folder, fingerprint, hardware, peak_memory_mib, pick_device, provenance, threads, unknown
 from .datasets import Dataset, available, datasets, load
 from .embeddings import Embedded, backbones, embed, parse
@@ -22,8 +23,8 @@ from .metrics import classification, correction, label_errors
 from .neighbors import NeighborGraph
 from .noise import Noisy, corrupt, long_tail, subsample
 
-# %% ../nbs/30_experiment.ipynb #29079395
-generated = ('symmetric', 'asymmetric', 'pair', 'instance')   # kinds of noise that take a rate
+# %% ../nbs/30_experiment.ipynb #08bd3a06
+generated = ('symmetric', 'symmetric-included', 'asymmetric', 'pair', 'instance')   # kinds of noise that take a rate
 
 def check(
     method='wann', dataset='digits', data_dir=None, embedding='raw', noise_type='instance', noise_rate=0.4, seed=0,
@@ -111,7 +112,7 @@ def look(
     found = embed(whole, embedding, device=device, data_dir=data_dir)
     return replace(found, train=found.train[rows])
 
-# %% ../nbs/30_experiment.ipynb #9a26803f
+# %% ../nbs/30_experiment.ipynb #a19de667
 baselines = (11, 51)   # doing nothing about the noise: plain votes of few and of many
 
 def neighbors(
@@ -123,18 +124,28 @@ def neighbors(
     maker = plain(model, k)
     machine = f'{hardware(pick_device(maker.device))}, {threads()} threads'
     place = cache_folder()/'graphs'/fingerprint(X, json.dumps(maker.get_params(), sort_keys=True), machine)
-    try:
-        seconds = float((place/'seconds').read_text())
-        return NeighborGraph.load(place, None if maker.standardize else X), seconds, True
-    except (OSError, ValueError): pass   # none there yet, or damaged
-    start = time.perf_counter()
-    graph = maker.neighbor_graph(X)
-    seconds = time.perf_counter() - start
-    try:
-        graph.save(place, rows=maker.standardize)   # rows that are the embedding itself need no copy
-        atomic_write(place/'seconds', repr(seconds))
-    except NoisynbError as e: warnings.warn(f'the neighbour graph is not kept: {e}')
-    return graph, seconds, False
+    with _alone(place.with_suffix('.lock')):
+        try:
+            seconds = float((place/'seconds').read_text())
+            return NeighborGraph.load(place, None if maker.standardize else X), seconds, True
+        except (OSError, ValueError): pass   # none there yet, or damaged
+        start = time.perf_counter()
+        graph = maker.neighbor_graph(X)
+        seconds = time.perf_counter() - start
+        try:
+            graph.save(place, rows=maker.standardize)   # rows that are the embedding itself need no copy
+            atomic_write(place/'seconds', repr(seconds))
+        except NoisynbError as e: warnings.warn(f'the neighbour graph is not kept: {e}')
+        return graph, seconds, False
+
+@contextmanager
+def _alone(path):
+    "Who comes second waits, and finds what the first has made; the lock of a process that died is free"
+    lock = FileLock(path)
+    try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire()
+    except (OSError, NotImplementedError): pass   # where nothing can be written nothing is kept, either
+    try: yield
+    finally: lock.release()
 
 def plain(
     model: NoisyLabelClassifier, # its scaling, metric, engine and device are used
@@ -155,7 +166,23 @@ def train(
     model.fit(X, labels, **{k: v for k, v in dict(graph=graph, watch=watch).items() if v is not None and k in known})
     return model, time.perf_counter() - start
 
-# %% ../nbs/30_experiment.ipynb #a8caadeb
+# %% ../nbs/30_experiment.ipynb #e8613564
+def pack(
+    mask, # (n,) bool
+) -> str:
+    "One bit per example, as text"
+    return base64.b64encode(np.packbits(np.asarray(mask, bool)).tobytes()).decode()
+
+def unpack(
+    text: str, # from `pack`
+    n: int, # how many examples there were
+) -> np.ndarray: # (n,) bool
+    "The mask that `pack` was given"
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    if len(bits) != -(-n//8): raise NoisynbError(f'{len(bits)} bytes do not hold one bit for each of {n:,} examples; make the record again')
+    return np.unpackbits(bits, count=n).astype(bool)
+
+# %% ../nbs/30_experiment.ipynb #41dff225
 def measure(
     model: NoisyLabelClassifier, # fitted
     X_test, # what it sees of the test images
@@ -169,11 +196,14 @@ def measure(
     seconds = time.perf_counter() - start
     proba = model.predict_proba(X_test) if calibration and len(X_test) and hasattr(model, 'predict_proba') else None
     quality = np.asarray(model.label_quality_)
-    found = label_errors(quality, quality < model.quality_threshold_, noisy.flipped)
+    flagged = quality < model.quality_threshold_
+    found = label_errors(quality, flagged, noisy.flipped)
+    samples = dict(given=fingerprint(noisy.given), flagged=pack(flagged), mistaken=None if noisy.kind == 'none' else pack(flagged != noisy.flipped),
+                   test_errors=pack(predicted != data.test.labels) if len(X_test) else None)
     right = correction(model.corrected_labels_, data.train.labels, noisy.given)['correction_accuracy']
     if noisy.kind == 'none': found, right = dict.fromkeys(found) | {'flagged': found['flagged']}, None
     return {f'test_{k}': v for k, v in classification(data.test.labels, predicted, proba).items()} | {'n_flagged': found.pop('flagged')} | {
-        f'label_error_{k}': v for k, v in found.items()} | dict(correction_accuracy=right, predict_seconds=seconds if len(X_test) else None)
+        f'label_error_{k}': v for k, v in found.items()} | dict(correction_accuracy=right, predict_seconds=seconds if len(X_test) else None, samples=samples)
 
 # %% ../nbs/30_experiment.ipynb #f4c031b5
 _replication = 'Bozkurt and Ortega 2025, arXiv:2508.00202: an independent replication with the public code'
@@ -251,7 +281,7 @@ def _noted():
         yield notes
     notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning)))
 
-# %% ../nbs/30_experiment.ipynb #cb407436
+# %% ../nbs/30_experiment.ipynb #0553eac0
 def _record(
     asked: dict, # parameters of `run`
     whole: Dataset, # as loaded, for the fingerprint
@@ -276,7 +306,8 @@ def _record(
         baseline_accuracy={name: numbers['test_accuracy'] for name, numbers in measured.items() if name != asked['method']},
         **{k: v for k, v in own.items() if k.startswith(('label_error', 'n_flagged', 'correction'))},
         fit_seconds=seconds + (searched or 0), graph_seconds=searched, graph_cached=kept,
-        predict_seconds=own['predict_seconds'], peak_memory_mib=memory, device=device)
+        predict_seconds=own['predict_seconds'], peak_memory_mib=memory, device=device, samples=own['samples'],
+        learning_curve={'test_accuracy': [round(row['test_accuracy'], 5) for row in history]} if late and all('test_accuracy' in row for row in history) else {})
     r['published_accuracy'], r['published_source'] = published_for(r)
     r['provenance'] = provenance(whole.fingerprint, command(asked), device)
     return r.check()

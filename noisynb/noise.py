@@ -6,9 +6,9 @@
 __all__ = ['maps', 'schemes', 'kinds', 'targets', 'transition', 'Noisy', 'instance_probabilities', 'corrupt', 'subsample',
            'long_tail']
 
-# %% ../nbs/02_noise.ipynb #76b426be
+# %% ../nbs/02_noise.ipynb #78288cf8
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 from .core import NoisynbError, Table, generator, unknown
 
@@ -230,10 +230,11 @@ def _expected_instance_rate(rate, spread=.1):
     from scipy.stats import truncnorm
     return float(truncnorm.mean(-rate/spread, (1-rate)/spread, loc=rate, scale=spread)) if rate else 0.
 
-# %% ../nbs/02_noise.ipynb #8125daa1
+# %% ../nbs/02_noise.ipynb #3d5f4482
 _human = dict(aggre='CIFAR-10N: the majority of three people', random1='CIFAR-10N: the first person', random2='CIFAR-10N: the second person',
     random3='CIFAR-10N: the third person', worst='CIFAR-10N: a wrong label where any of three people gave one', human='CIFAR-100N: one person')
-kinds = dict(none='the labels as they are', symmetric='any other class, all alike', asymmetric='look-alike classes, by a published map or yours',
+kinds = dict(none='the labels as they are', symmetric='any other class, all alike',
+    **{'symmetric-included': 'a class drawn from all, the true one included: fewer labels than asked for come out wrong'}, asymmetric='look-alike classes, by a published map or yours',
     pair='the next class', instance="decided by the example's features (Xia et al. 2020)", matrix='any transition matrix') | _human
 
 def _labels(labels, n_classes=None, what='labels'):
@@ -256,7 +257,7 @@ def _matrix(matrix):
         if not (row >= 0).all() or abs(row.sum()-1) > 1e-6: raise NoisynbError(f'row {i} of the transition matrix sums to {row.sum():.6g} or has an entry below 0; rows are true classes and sum to 1')
     return T/T.sum(1, keepdims=True)
 
-# %% ../nbs/02_noise.ipynb #a40a5fdd
+# %% ../nbs/02_noise.ipynb #ce226a23
 def corrupt(
     split, # a `Split`, or an array of labels
     kind:str, # a name in `kinds`, or in `split.human`
@@ -273,6 +274,7 @@ def corrupt(
 )->Noisy:
     "Give `split` wrong labels of one `kind`. The same arguments give the same labels; `split` and global random states are not changed"
     if hasattr(split, 'train'): raise NoisynbError('this is a whole data set; corrupt one part of it, such as data.train')
+    if kind == 'symmetric-included': return replace(corrupt(split, 'symmetric', rate, seed, scheme, n_classes, include_true=True), kind=kind)
     human, rate = getattr(split, 'human', None) or {}, _rate(rate)
     if kind not in kinds and kind not in human: raise unknown('kind of noise', kind, dict.fromkeys([*kinds, *human]))
     T = _matrix(matrix) if kind == 'matrix' else None
@@ -285,6 +287,7 @@ def corrupt(
     if scheme not in schemes: raise unknown('scheme', scheme, schemes)
     draw, serves = _serves[scheme]
     if kind not in serves: raise NoisynbError(f'scheme {scheme!r} has no {kind} noise; it has: {", ".join(serves)}')
+    if include_true and scheme == 'lend': raise NoisynbError("scheme 'lend' draws from all classes so that `rate` comes out wrong; leave include_true out, or use another scheme")
     if kind == 'instance': return _instance(split, y, rate, seed, scheme, C, features, standardize)
     if T is None: T = transition(kind, rate, C, include_true or scheme == 'dividemix', mapping, superclasses)
     to = np.where(T.diagonal() < 1, (T - np.eye(C)*T).argmax(1), np.arange(C)) if kind in ('asymmetric', 'pair') else None

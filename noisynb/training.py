@@ -19,7 +19,7 @@ import torch
 from . import augment
 from .core import NoisynbError, atomic_path, live_table, unknown
 
-# %% ../nbs/16_training.ipynb #6ad9581d
+# %% ../nbs/16_training.ipynb #b5edb1f3
 class ImageSet:
     "All images of a set, as bytes on the device, ready to give batches"
     def __init__(self,
@@ -27,10 +27,13 @@ class ImageSet:
         device:str='cpu', # where batches are made
         statistics:tuple|None=None, # mean and standard deviation of each channel; None: measured
         flip:bool=True, # whether weak and strong views are mirrored at random
-        pad:int|None=None, # how far weak and strong views are shifted, in pixels; None for an eighth of the side
+        pad:int|None=None, # how far weak and strong views are shifted, in pixels; None for an eighth of the side, for windows of a `size` none
+        size:int|None=None, # side of what the network sees: a random window in weak and strong views, else the middle; None for whole images
     ):
-        self.device, self.flip, self.pad, self.length = torch.device(device), flip, pad, len(images)
-        self.shape = images.shape[3], *images.shape[1:3]
+        self.device, self.flip, self.length, self.size = torch.device(device), flip, len(images), size
+        self.pad, (height, width) = 0 if size and pad is None else pad, images.shape[1:3]
+        if size and not 0 < size <= min(height, width): raise NoisynbError(f'no windows of side {size} in images of {height}x{width}; give a smaller size, or larger images')
+        self.shape = images.shape[3], size or height, size or width
         sample = self._keep(images)
         self.statistics = statistics or augment.statistics(sample())
 
@@ -49,16 +52,22 @@ class ImageSet:
         return augment.normalise(x, *self.statistics).contiguous(memory_format=torch.channels_last)
 
     def plain(self, rows=None):
-        "The rows as they are, normalised"
-        return self.float(self.raw(rows))
+        "The rows as they are, or their middle, normalised"
+        x = self.raw(rows)
+        if self.size: top, left = ((side - self.size)//2 for side in x.shape[2:])
+        return self.float(x[..., top:top + self.size, left:left + self.size] if self.size else x)
+
+    def shaken(self, x, generator):
+        "Bytes shifted and mirrored at random, normalised"
+        return self.float(augment.weak(x, generator, self.pad, self.flip, self.size))
 
     def weak(self, rows, generator):
         "Shifted and mirrored at random, normalised"
-        return self.float(augment.weak(self.raw(rows), generator, self.pad, self.flip))
+        return self.shaken(self.raw(rows), generator)
 
     def strong(self, rows, generator, **options):
         "Changed by random operations, then shifted and mirrored, normalised"
-        return self.float(augment.strong(self.raw(rows), generator, self.pad, self.flip, **options))
+        return self.float(augment.strong(self.raw(rows), generator, self.pad, self.flip, size=self.size, **options))
 
     def follow(self, batches):
         "Yield the batches, of row numbers; the place to get the next one ready"

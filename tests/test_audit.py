@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_score, roc_auc_score
 
-from noisynb import audit as a, cli
+from noisynb import audit as a, audit_page as view, cli
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split
 from noisynb.embeddings import Extractor
@@ -131,6 +131,45 @@ def test_arrays_by_command_with_known_truth(tmp_path, monkeypatch):
     page = (place/'audit.html').read_text()
     assert 'Wrong among the first 100' in page and f'{wrong[:100].sum()}</dd>' in page and '✓ it was wrong' in page and 'truly' not in page.split('suspects')[0]
 
+def test_a_parquet_table_by_command(tmp_path, monkeypatch, capsys):
+    "Other names of columns, whole numbers as labels, a path that leads nowhere and one without a label"
+    pd = pytest.importorskip('pandas')
+    pytest.importorskip('pyarrow')
+    monkeypatch.chdir(tmp_path)
+    truth, given = folder(tmp_path/'set/img', wrong=(3, 10, 41))
+    names = [next((tmp_path/'set/img').rglob(f'{i:03}.png')).relative_to(tmp_path/'set').as_posix() for i in range(60)]
+    pd.DataFrame(dict(photo=[*names, 'img/gone.png', names[0]], kind=pd.array([*(7 + given), 7, None], dtype='Int64'), seen=0.)).to_parquet('set/list.parquet')
+    before = state(tmp_path/'set')
+    assert cli.main(['audit', 'set/list.parquet', '-p', 'path_column', 'photo', '-p', 'label_column', 'kind', '--corrected']) == 0
+    assert state(tmp_path/'set') == before and '60 checked, 3 doubted' in capsys.readouterr().out
+    place = Path('reports/audit/list')
+    rows, new = table(place/'suspects.csv'), table(place/'labels_corrected.csv')
+    assert len(rows) == 62 and {r['path'] for r in rows[:3]} == {names[i] for i in (3, 10, 41)} and {(r['given'], r['suggested']) for r in rows[:3]} <= {('7', '8'), ('8', '7')}
+    assert [r['problem'] for r in rows[:60]] == ['']*60 and sorted(r['path'] for r in rows[60:]) == sorted([names[0], 'img/gone.png']) and all(r['problem'] for r in rows[60:])
+    assert {r['path']: r['label'] for r in new} == {n: str(7 + t) for n, t in zip(names, truth)}
+    record = json.loads((place/'audit.json').read_text())
+    assert (record['n_labels'], record['n_listed'], record['n_classes']) == (60, 62, 2) and 'list.parquet' in record['provenance']['command']
+    assert '3 of 60 labels are doubted' in BeautifulSoup((place/'audit.html').read_text(), 'html.parser').h1.text
+
+def test_two_inputs_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images, truth, given = arrays(n=30, wrong=(3,))
+    for place, labels in dict(a=given, b=truth).items():
+        (tmp_path/place).mkdir()
+        np.savez(tmp_path/place/'toy.npz', train_images=images, train_labels=labels, test_images=images[:2], test_labels=truth[:2])
+    assert cli.main(['audit', 'a/toy.npz', '--embedding', 'raw']) == 0
+    first = {p.name: p.read_bytes() for p in Path('reports/audit/toy').iterdir()}
+    capsys.readouterr()
+    assert cli.main(['audit', 'b/toy.npz', '--embedding', 'raw']) == 2
+    said = capsys.readouterr().err
+    assert 'holds the audit of a/toy.npz' in said and '-o' in said and said.count('\n') == 1
+    assert {p.name: p.read_bytes() for p in Path('reports/audit/toy').iterdir()} == first
+    assert cli.main(['audit', 'b/toy.npz', '--embedding', 'raw', '-o', 'mine']) == 0 and Path('mine/audit.html').exists()
+    for again in 'a/toy.npz', './a/../a/toy.npz', str(tmp_path/'a/toy.npz'): assert a.default_folder(dict(path=again)) == Path('reports/audit/toy')
+    for damage in '', '{}', '{"metadata": {"papermill": 1}}', '[]':
+        Path('reports/audit/toy/audit.ipynb').write_text(damage)
+        assert a.default_folder(dict(path='b/toy.npz')) == Path('reports/audit/toy')
+
 @pytest.mark.parametrize('args, words', [
     (['nowhere'], "no folder, table or data set 'nowhere'"),
     (['nothing.npz'], 'nothing.npz'),
@@ -184,7 +223,7 @@ def test_hardly_any_images(n, tmp_path):
     folder(tmp_path/'few', n=n)
     found = a.audit(tmp_path/'few', embedding='pca:4')
     assert len(found.quality) == n and np.isfinite(found.quality).all()
-    for block in (a.title, a.headline, a.how, a.suspects, a.conflicts, a.unreadable, a.by_class, a.by_pair): assert repr(block(found)) is not None
+    for block in (view.title, view.headline, view.how, view.suspects, view.conflicts, view.unreadable, view.by_class, view.by_pair): assert repr(block(found)) is not None
     assert len(table(found.write(tmp_path/'out')[0])) == n
 
 def test_one_class_only(tmp_path):
@@ -193,7 +232,7 @@ def test_one_class_only(tmp_path):
     for i in range(20): Image.fromarray(picture(0, rng)).save(tmp_path/f'one/up/{i}.png')
     found = a.audit(tmp_path/'one', embedding='pca:4')
     assert (found.quality == 1).all() and not found.flagged.any() and found.near.shape == (20, 19)
-    assert 'No label is doubted' in a.suspects(found).markup
+    assert 'No label is doubted' in view.suspects(found).markup
 
 def test_nothing_can_be_read(tmp_path):
     for c in 'ab':
@@ -213,7 +252,7 @@ def test_absolute_paths_stay_out_of_the_page(tmp_path):
     (tmp_path/'near').mkdir()
     (tmp_path/'near/list.csv').write_text('path,label\n' + ''.join(f'{p},{p.parent.name}\n' for p in paths))
     found = a.audit(tmp_path/'near/list.csv', embedding='pca:4')
-    assert 'photos' not in a.suspects(found).markup and str(tmp_path) not in a.suspects(found).markup and '003.png' in a.suspects(found).markup
+    assert 'photos' not in view.suspects(found).markup and str(tmp_path) not in view.suspects(found).markup and '003.png' in view.suspects(found).markup
     assert {r['path'] for r in table(found.write(tmp_path/'out')[0])} == set(map(str, paths)) # as the reader's own table has them
 
 
@@ -241,7 +280,7 @@ def test_a_method_without_graph_still_shows_neighbours(monkeypatch):
     monkeypatch.setitem(sys.modules, 'test_audit', sys.modules[__name__])
     images, _, labels = arrays(n=40)
     found = a.audit(dataset(images, labels), embedding='raw', method='loner')
-    assert found.flagged.sum() > 5 and found.near.shape == (40, 39) and 'against' in a.suspects(found).markup
+    assert found.flagged.sum() > 5 and found.near.shape == (40, 39) and 'against' in view.suspects(found).markup
 
 def test_witnesses_are_the_nearest_of_each_side():
     images, _, labels = arrays(n=50, wrong=(6,))
@@ -249,7 +288,7 @@ def test_witnesses_are_the_nearest_of_each_side():
     x = images.reshape(50, -1).astype(float)
     d = ((x - x[6])**2).sum(1); d[6] = np.inf
     order = d.argsort()
-    against, favour = a.witnesses(found, 6)
+    against, favour = view.witnesses(found, 6)
     assert list(against) == [i for i in order if labels[i] != labels[6]][:3] and list(favour) == [i for i in order if labels[i] == labels[6]][:3]
 
 def test_ready_made_features_are_matched_by_position(tmp_path):
@@ -328,7 +367,7 @@ def test_copies_with_two_labels_are_found(tmp_path):
     found = a.audit(tmp_path/'set', embedding='pca:16')
     pairs = [{found.subject.label(i) for i in g} for g in found.conflicts()]
     assert pairs == [{'up/000.png', 'down/copy.png'}, {'down/001.png', 'up/again.bmp'}] and found.record['n_conflicts'] == 2 and found.record['n_twins'] == 6
-    text = BeautifulSoup(a.conflicts(found).markup, 'html.parser').text
+    text = BeautifulSoup(view.conflicts(found).markup, 'html.parser').text
     assert 'nearly equal' not in text.split('again')[0] and 'nearly equal' in text
     rows = {r['path']: r['twins'] for r in table(found.write(tmp_path/'out')[0])}
     assert rows['up/000.png'] == rows['down/copy.png'] != '' and rows['up/002.png'] == rows['up/same label.png'] != rows['up/000.png'] and rows['up/004.png'] == ''
@@ -350,19 +389,19 @@ def test_names_are_escaped_everywhere(tmp_path):
     images, _, labels = arrays(n=40, wrong=(3, 8))
     found = a.audit(dataset(images, labels, (nasty, '<b>"\'&\x00\u2028</b>'), name=nasty), embedding='raw')
     found.notes.append(nasty)
-    for block in (a.title, a.headline, a.how, a.suspects): assert '<script' not in block(found).markup and '<b>"' not in block(found).markup and '\x00' not in block(found).markup
-    for t in (a.by_class(found), a.by_pair(found)): assert '<script' not in t._repr_html_() and '&lt;script' in t._repr_html_()
+    for block in (view.title, view.headline, view.how, view.suspects): assert '<script' not in block(found).markup and '<b>"' not in block(found).markup and '\x00' not in block(found).markup
+    for t in (view.by_class(found), view.by_pair(found)): assert '<script' not in t._repr_html_() and '&lt;script' in t._repr_html_()
 
 def test_counts_by_class_and_pair():
     images, truth, labels = arrays(n=90, wrong=(3, 8, 20, 41), kinds=2)
     found = a.audit(dataset(images, labels), embedding='raw')
     flagged = found.flagged
-    assert {r['given class']: (r['labels'], r['doubted']) for r in a.by_class(found).rows} == {c: (int((labels == k).sum()), int((flagged & (labels == k)).sum())) for k, c in enumerate(('up', 'down'))}
-    assert {(r['given'], r['rather']): r['labels'] for r in a.by_pair(found).rows} == {p: n for p in (('up', 'down'), ('down', 'up')) if (n := int((flagged & (labels == ('up', 'down').index(p[0])) & (found.suggested == ('up', 'down').index(p[1]))).sum()))}
+    assert {r['given class']: (r['labels'], r['doubted']) for r in view.by_class(found).rows} == {c: (int((labels == k).sum()), int((flagged & (labels == k)).sum())) for k, c in enumerate(('up', 'down'))}
+    assert {(r['given'], r['rather']): r['labels'] for r in view.by_pair(found).rows} == {p: n for p in (('up', 'down'), ('down', 'up')) if (n := int((flagged & (labels == ('up', 'down').index(p[0])) & (found.suggested == ('up', 'down').index(p[1]))).sum()))}
 
 def test_pictures_are_small_and_true():
     for image in (np.random.default_rng(0).integers(0, 256, (300, 200, 3)).astype(np.uint8), np.full((28, 28, 1), 90, np.uint8), np.full((9, 9, 4), 90, np.uint8)):
-        kind, data = a.thumbnail(image, 64).split(';base64,')
+        kind, data = view.thumbnail(image, 64).split(';base64,')
         back = Image.open(io.BytesIO(base64.b64decode(data)))
         assert kind == 'data:image/webp' and max(back.size) <= 64 and back.width*image.shape[0] == pytest.approx(back.height*image.shape[1], rel=.05) and len(data) < 6000
         assert np.asarray(back).mean() == pytest.approx(image[..., :3].mean(), abs=6)
@@ -374,7 +413,7 @@ def test_the_page_of_large_photographs_is_small(tmp_path):
         Image.fromarray(rng.integers(0, 256, (300, 400, 3)).astype(np.uint8)).save(tmp_path/f'set/{i % 2}/{i}.png')
     found = a.audit(tmp_path/'set', embedding='raw')
     found.flagged[:] = True # noise is the worst that an image file can be made to hold
-    assert len(a.suspects(found).markup) + len(a.conflicts(found).markup) < 550_000
+    assert len(view.suspects(found).markup) + len(view.conflicts(found).markup) < 550_000
 
 def test_a_graph_of_the_page_needs_no_more_than_it_shows(tmp_path, monkeypatch):
     "Nothing decodes all images at once"
@@ -383,7 +422,7 @@ def test_a_graph_of_the_page_needs_no_more_than_it_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(Files, '__array__', whole)
     tiny = Extractor('tiny', '1', 'none', lambda b: b.reshape(len(b), -1)[:, ::997], batch_size=16)
     found = a.audit(tmp_path/'set', embedding=tiny)
-    assert len(a.suspects(found).markup) > 500 and found.write(tmp_path/'out')
+    assert len(view.suspects(found).markup) > 500 and found.write(tmp_path/'out')
 
 
 # going on after an interruption

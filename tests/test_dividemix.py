@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
+from noisynb import augment
 from noisynb.augment import mix, mixup
 from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import dividemix as module
@@ -281,7 +282,7 @@ def test_a_step_against_a_plain_rebuild(monkeypatch):
     "One epoch in published mode, written once more without the module's parts, from the same views, shares and orders"
     X, y, _ = stripes()
     model, mask, steps = bench(X, y, recipe='published', weight_decay=5e-4), torch.arange(48) % 3 > 0, []
-    real_views, real_mixup = module.weak, module.mixup
+    real_views, real_mixup = augment.weak, module.mixup
     def views(*a): steps.append([real_views(*a)]); return steps[-1][0]
     def mixing(x, t, g, alpha):
         state = g.get_state()
@@ -289,7 +290,7 @@ def test_a_step_against_a_plain_rebuild(monkeypatch):
         ids, _ = real_mixup(torch.eye(len(x), dtype=torch.float64), t, g.set_state(state), alpha) # row i: lam at i, 1 - lam at its partner
         steps[-1].append(ids.float())
         return out
-    monkeypatch.setattr(module, 'weak', views)
+    monkeypatch.setattr(augment, 'weak', views)
     monkeypatch.setattr(module, 'mixup', mixing)
     import copy
     net, peer = (copy.deepcopy(n) for n in model._state.networks)

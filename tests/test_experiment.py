@@ -267,3 +267,17 @@ def test_page_of_labels_that_nobody_checked(tmp_path):
     assert r['n_test'] == 0 and r['noise_rate_realised'] is None and 0 < r['n_flagged'] < 60
     assert 'never saw' not in text and 'Test accuracy' not in text and 'tested' not in text and '–' not in text and 'it was' not in text
     assert len(page.select('.gallery figure')) == min(20, r['n_flagged']) and str(tmp_path) not in out.read_text()
+
+
+def test_symmetric_noise_that_may_draw_the_true_class():
+    from noisynb import cli
+    from noisynb.noise import corrupt
+    data, noisy = tiny(), spoil(tiny(), 'symmetric-included', .5, 3)
+    assert (noisy.given == corrupt(data.train, 'symmetric', .5, 3, n_classes=data.n_classes, include_true=True).given).all() and noisy.kind == 'symmetric-included'
+    asked = dict(small, noise_type='symmetric-included', noise_rate=.5)
+    r, plain = run(**asked).result, run(**dict(asked, noise_type='symmetric')).result
+    assert (r['noise_type'], r['noise_rate']) == ('symmetric-included', .5) and r['noise_rate_realised'] == pytest.approx(.45, abs=.01) and plain['noise_rate_realised'] == pytest.approx(.5, abs=.01)
+    assert '-p noise_type symmetric-included -p noise_rate 0.5' in r['provenance']['command'] and 'true class included' in reports.describe(r)
+    assert 'Labels drawn anew' in repr(reports.data_facts(r)) and 'Labels drawn anew' not in repr(reports.data_facts(plain))
+    assert cli.default_output(dict(asked, method='wann', dataset='digits')).parent.as_posix() == 'reports/digits/symmetric-included-0.5'
+    with pytest.raises(NoisynbError, match='1.5'): run(**dict(asked, noise_rate=1.5))

@@ -98,6 +98,18 @@ def test_a_naive_loop_gives_the_same_weights(name):
         coef, bias = naive(X, y, looks[m], 3, name, .01, 64, 5, np.random.default_rng(3))
         assert weights[m, :, :-1] == pytest.approx(coef, abs=2e-5) and weights[m, :, -1] == pytest.approx(bias, abs=2e-5)
 
+@pytest.mark.parametrize('name', ['ce', 'gce'])
+@pytest.mark.parametrize('models, hidden', [(1, 0), (2, 0), (1, 40), (2, 40)])
+def test_weights_are_the_same_however_many_models_and_rows_they_see(name, models, hidden):
+    X, y = problem()
+    looks = everybody(300, models)
+    looks[-1, :hidden] = False
+    weights, history, *_ = train_probes(ones(X), torch.from_numpy(y), looks, 300, 3, make_loss(name, 3), .01, 64, 3, 9, np.random.default_rng(3)) # 64 does not divide 300
+    coef, bias = naive(X, y, looks[-1], 3, name, .01, 64, 3, np.random.default_rng(3))
+    assert weights[-1, :, :-1].numpy() == pytest.approx(coef, abs=2e-5) and weights[-1, :, -1].numpy() == pytest.approx(bias, abs=2e-5)
+    alone = train_probes(ones(X), torch.from_numpy(y), looks[:1], 300, 3, make_loss(name, 3), .01, 64, 3, 9, np.random.default_rng(3))[1]
+    assert [h['loss'] for h in history] == pytest.approx([h['loss'] for h in alone], rel=1e-5)
+
 def test_long_training_reaches_the_optimum_of_logistic_regression():
     X, y = problem(400)
     weights, history, *_ = train_probes(ones(X), torch.from_numpy(y), everybody(400), 400, 3, make_loss('ce', 3), .03, 400, 1500, 1500)

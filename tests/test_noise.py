@@ -388,3 +388,15 @@ def test_instance_noise_of_files_looks_at_thumbnails(tmp_path):
     files, y = Files([f'{i}.png' for i in range(12)], 40, tmp_path), np.arange(12) % 3
     small = corrupt(Split(np.asarray(files.at(32)), y), 'instance', .4, seed=0, n_classes=3)
     assert (corrupt(Split(files, y), 'instance', .4, seed=0, n_classes=3).given == small.given).all()
+
+
+@pytest.mark.parametrize('scheme', ['exact', 'iid', 'wann', 'echoalign', 'dividemix', None])
+def test_the_true_class_included_by_name(scheme):
+    y = np.arange(2000) % 10
+    named, asked = corrupt(y, 'symmetric-included', .5, seed=4, scheme=scheme), corrupt(y, 'symmetric', .5, seed=4, scheme=scheme, include_true=True)
+    assert (named.given == asked.given).all() and named.kind == 'symmetric-included' and named.rate == pytest.approx(.45, abs=.04)
+    if scheme in ('exact', None): assert named.flipped.sum() == 900
+
+
+def test_lend_has_no_such_choice():
+    with pytest.raises(NoisynbError, match='include_true'): corrupt(np.arange(20) % 10, 'symmetric-included', .2, scheme='lend')

@@ -1,5 +1,5 @@
-"Pages, records, leaderboards and the figures in them"
-import base64, json, re, statistics
+"Pages, records and the figures in them"
+import base64, json, re
 from io import BytesIO
 
 import matplotlib
@@ -139,64 +139,43 @@ def test_record_round_trip(tmp_path):
 @pytest.mark.parametrize('change, where', [(dict(test_accuracy=89.3), 'test_accuracy'), (dict(seed=None), 'seed'), (dict(surprise=1), 'surprise'), (dict(schema=2), 'schema')])
 def test_record_that_does_not_fit_is_refused(tmp_path, change, where):
     (tmp_path/'bad.json').write_text(json.dumps(dict(result()) | change))
-    for use in (lambda: reports.read_result(tmp_path/'bad.json'), lambda: reports.leaderboard(tmp_path)):
+    for use in (lambda: reports.read_result(tmp_path/'bad.json'), lambda: reports.gather(tmp_path)):
         with pytest.raises(NoisynbError, match=f'bad.json.*{where}'): use()
-    assert not (tmp_path/'README.md').exists()
 
 
 def test_missing_result_and_missing_file(tmp_path):
     with pytest.raises(NoisynbError, match='no Result'): reports.read_result(notebook(tmp_path/'x.ipynb', new_markdown_cell('hi')))
     with pytest.raises(NoisynbError, match='there is no file'): reports.read_result(tmp_path/'y.json')
-    with pytest.raises(NoisynbError, match='there is no folder'): reports.leaderboard(tmp_path/'none')
 
 
-def write(folder, name, **changes):
-    path = folder/f'{name}.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result(**changes)))
+def test_gathered_runs_count_once_and_keep_settings_apart(tmp_path):
+    def write(name, **changes): (tmp_path/f'{name}.json').write_text(json.dumps(result(**changes)))
+    write('old', test_accuracy=.1, created='2025-01-01T00:00:00+00:00')
+    write('new', test_accuracy=.9, created='2026-02-01T00:00:00+00:00')
+    write('options', options={'k_max': 31}, seed=2)
+    write('features', embedding='onnx:net.onnx')
+    write('smaller', n_train=50)
+    (tmp_path/'.hidden').mkdir(); (tmp_path/'.hidden/x.json').write_text('no record'); (tmp_path/'audit.json').write_text('{"examples": 3}')
+    found = reports.gather(tmp_path)
+    assert sorted(sorted((p.stem for runs in entries.values() for p, _ in runs)) for entries in found.values()) == [['features', 'new', 'options'], ['smaller']]
+    assert reports.gather([tmp_path/'new.json', tmp_path/'old.json']).keys() == {reports.setting(result())}
+    assert [reports.entry_name(r) for entries in reports.gather([tmp_path/'options.json']).values() for runs in entries.values() for _, r in runs] == ['WANN (k_max 31)']
+    with pytest.raises(NoisynbError, match='there is no file'): reports.gather([tmp_path/'none.json'])
 
+def test_spread_by_hand():
+    assert [reports.spread(v) for v in ([], [None], [.5], [.5, None], [.90, .91, .95])] == ['–', '–', '50.0\u202f%', '50.0\u202f%', '92.0\u202f% ± 2.6\u202f%']
 
-def rows(folder):
-    "The tables of the leaderboard: heading -> list of rows, a row being a list of cells"
-    tables, heading = {}, None
-    for line in reports.leaderboard(folder).read_text().splitlines():
-        if line.startswith('## '): heading = line[3:]
-        elif line.startswith('| ') and '---' not in line: tables.setdefault(heading, []).append([c.strip() for c in re.split(r'(?<!\\)\|', line)[1:-1]])
-    return tables
+def test_page_beside_a_record(tmp_path):
+    record, places = tmp_path/'a.json', []
+    for ending in '.json', '.ipynb', '.html':
+        record.with_suffix(ending).write_text('')
+        places.append(reports.page_of(record).suffix)
+    assert places == ['.json', '.ipynb', '.html']
 
-
-def test_leaderboard_by_hand(tmp_path):
-    accuracy = [.90, .91, .95]
-    for seed, a in enumerate(accuracy): write(tmp_path, f'd/wann-seed{seed}', seed=seed, test_accuracy=a, fit_seconds=1. + seed)
-    write(tmp_path, 'd/knn-seed0', method='knn', test_accuracy=.93)
-    write(tmp_path, 'e/knn-seed0', method='knn', noise_type='symmetric', test_accuracy=.5, published_accuracy=.512, published_source='A|B')
-    (tmp_path/'d/wann-seed1.html').write_text('')
-    (head, best, second), = [t for name, t in rows(tmp_path).items() if 'instance' in name]
-    at = dict(zip(head, best)); plain = dict(zip(head, second))
-    thin = '\u202f%'
-    assert (plain['Method'], plain['Accuracy'], plain['Seeds']) == ('WANN', f'{100*statistics.mean(accuracy):.1f}{thin} ± {100*statistics.stdev(accuracy):.1f}{thin}', '3')
-    assert (at['Method'], at['Accuracy'], at['Published']) == ('k-NN', f'93.0{thin}', 'none')   # one seed: no spread
-    assert plain['Fit'] == '2.0\u202fs ± 1.0\u202fs (Some CPU, 2 threads)'
-    assert plain['Pages, by seed'] == '[0](<d/wann-seed0.json>) [1](<d/wann-seed1.html>) [2](<d/wann-seed2.json>)'
-    assert rows(tmp_path)['digits, 40\u202f% symmetric noise'][1][8] == '51.2\u202f% (A\\|B)'
-
-
-def test_leaderboard_counts_a_seed_once_and_keeps_settings_apart(tmp_path):
-    write(tmp_path, 'old', test_accuracy=.1, created='2025-01-01T00:00:00+00:00')
-    write(tmp_path, 'new', test_accuracy=.9, created='2026-02-01T00:00:00+00:00')
-    write(tmp_path, 'other', options={'k_max': 31}, test_accuracy=.8)
-    write(tmp_path, 'features', embedding='onnx:net.onnx', test_accuracy=.7)
-    write(tmp_path, 'smaller', n_train=50, test_accuracy=.6)
-    (tmp_path/'.hidden').mkdir(); (tmp_path/'.hidden/x.json').write_text('no record')
-    cells = [row[:4] for row in rows(tmp_path)['digits, 40\u202f% instance-dependent noise'] if row[0] != 'Method']   # two tables, one heading
-    assert sorted(cells) == sorted([['WANN', 'raw', '1', '90.0\u202f%'], ['WANN (k\\_max 31)', 'raw', '1', '80.0\u202f%'], ['WANN', 'onnx:net.onnx', '1', '70.0\u202f%'], ['WANN', 'raw', '1', '60.0\u202f%']])
-    assert [re.findall(r'^[\d,]+ training', line)[0] for line in (tmp_path/'README.md').read_text().splitlines() if ' training and ' in line] == ['100 training', '50 training']
-
-
-def test_leaderboard_is_the_same_whatever_the_order_of_files(tmp_path):
-    for seed in (2, 0, 1): write(tmp_path, f'x{9 - seed}', seed=seed, test_accuracy=.5 + seed/10)
-    first = reports.leaderboard(tmp_path).read_text()
-    assert '[0]' in first and first.index('[0]') < first.index('[1]') < first.index('[2]') and reports.leaderboard(tmp_path).read_text() == first
+def test_every_table_of_a_page_has_a_name_of_its_own(full):
+    page = BeautifulSoup(reports.write_page(full).read_text(), 'html.parser')
+    names = [region['aria-label'] for region in page.find_all(role='region')]
+    assert len(names) == len(set(names)) == len(page.find_all('table')) > 3 and any(n.startswith('Table: Cost') for n in names) and names.count('Table: Data') == 1
 
 
 @pytest.mark.parametrize('t, text', [(None, '–'), (0, '0 µs'), (.00004, '40 µs'), (.0999, '0.10 s'), (9.96, '10.0 s'), (59.96, '1 min 0 s'), (3599.6, '1 h 0 min')])
@@ -281,6 +260,6 @@ def test_history_and_curves():
     assert np.allclose(axes.collections[0].get_paths()[0].vertices[:, 1].max(), 4 + 8**.5)
 
 def test_seeds_that_stopped_at_different_epochs_are_one_entry():
-    from noisynb.reports import _entry
+    from noisynb.reports import entry as _entry
     r = lambda epochs, command='noisynb run linear': dict(method='linear', embedding='raw', options={}, epochs=epochs, provenance=dict(command=command))
     assert _entry(r(10)) == _entry(r(14)) != _entry(r(14, 'noisynb run linear -p epochs 14'))

@@ -71,6 +71,21 @@ def test_views_are_what_the_augmentations_give():
 def test_statistics_given_are_not_measured():
     assert ImageSet(pictures(), statistics=((.5,), (.25,))).plain().min() >= -2
 
+def test_windows_of_large_images():
+    X = np.random.default_rng(0).integers(0, 256, (40, 12, 15, 3), dtype=np.uint8)
+    images = ImageSet(X, size=8, statistics=((0.,)*3, (1/255,)*3))
+    assert images.shape == (3, 8, 8)
+    pixels = lambda x: x.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert (pixels(images.plain(torch.tensor([3, 1]))) == X[[3, 1], 2:10, 3:11]).all() # the middle
+    rows, places = torch.arange(40).repeat(10), set()
+    for i, view in zip(rows.tolist(), pixels(images.weak(rows, torch_generator(0, 'views')))):
+        found = [(top, left, flip) for top in range(5) for left in range(8) for flip in (1, -1) if (X[i, top:top + 8, left:left + 8][:, ::flip] == view).all()]
+        places.update(found)
+        assert len(found) == 1 # inside the image, without a border
+    assert len(places) > 70 # of 80
+    assert images.strong(rows[:4], torch_generator(0, 'views')).shape == (4, 3, 8, 8)
+    with pytest.raises(NoisynbError, match='no windows of side 13'): ImageSet(X, size=13)
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     place, X = tmp_path_factory.mktemp('pictures'), pictures(30, 8, 3)

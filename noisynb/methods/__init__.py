@@ -9,7 +9,7 @@ __all__ = ['methods', 'method_class', 'make']
 import importlib, inspect
 from ..core import unknown
 
-# %% ../../nbs/20_methods.ipynb #97d2dc0b
+# %% ../../nbs/20_methods.ipynb #316ded56
 methods = dict(
     knn=('noisynb.methods.wann:KNN', 'plain vote of the k nearest neighbours: what doing nothing about the noise gives'),
     ann=('noisynb.methods.wann:ANN', 'adaptive nearest neighbours: the size of the neighbourhood follows the labels'),
@@ -22,6 +22,11 @@ methods = dict(
     cleanlab=('noisynb.methods.baselines:Cleanlab', 'confident learning by the cleanlab package, with logistic regression on embeddings'),
     dividemix=('noisynb.methods.dividemix:DivideMix', 'two networks sort each other\'s labels, and learn the doubtful examples without them'),
     smr=('noisynb.methods.smr:SMR', 'DivideMix with a mixup warm-up and epochs of recalibration'),
+    lend=('noisynb.methods.lend:LEND', 'labels diluted among the neighbours of each image, in a graph on the features of the network'),
+    **{'lend-graph': ('noisynb.methods.lend:LENDGraph', 'labels diluted in the whole neighbour graph of embeddings, then a linear layer')},
+    promix=('noisynb.methods.promix:ProMix', 'two networks that choose as many right labels as they can, class by class, and learn the rest with a second head'),
+    echoalign=('noisynb.methods.echoalign:EchoAlign', 'images edited until they fit their labels, and the originals that hardly had to change'),
+    consensus=('noisynb.methods.consensus:Consensus', 'several methods on embeddings judge each label, and are calibrated against each other'),
 )
 
 def method_class(

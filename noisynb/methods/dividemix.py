@@ -6,15 +6,16 @@
 __all__ = ['settings', 'recipes', 'sharpen', 'co_refine', 'co_guess', 'ramp', 'log_proba', 'prior_gap', 'semi_supervised_loss',
            'negative_entropy', 'mixup_loss', 'epoch_kind', 'divide', 'noise_seen', 'advise', 'DivideMix']
 
-# %% ../../nbs/25_methods.dividemix.ipynb #92a9f1e2
+# %% ../../nbs/25_methods.dividemix.ipynb #6d11c2d6
 import itertools, math
 from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from ..augment import beta, mix, mixup, weak
+from ..augment import beta, mix, mixup
 from ..core import NoisynbError, unknown
 from .images import ImageMethod
+from ..networks import EMA
 from ..selection import min_max, recent_mean, split, two_component
 from ..training import Schedule, autocast, batches, evaluate, set_rate, sgd
 
@@ -170,16 +171,16 @@ def advise(
     much = min(max((rate - .25)/.15, 0), 1)*min(max((spread - .3)/.3, 0), 1)
     return dict(lambda_u=float(much*min(n_classes, 60)), p_threshold=.6 if rate > .8 else .5)
 
-# %% ../../nbs/25_methods.dividemix.ipynb #9dba1c93
+# %% ../../nbs/25_methods.dividemix.ipynb #8c874c77
 _published = dict(network='auto', network_options=None, epochs=300, batch_size=64, learning_rate=.02, schedule='step', schedule_options=None, nesterov=False, weight_decay=5e-4,
     warmup=10, warmup_loss='ce', recalibrate=0, lambda_u='auto', p_threshold='auto', ramp=16, temperature=.5, alpha=4., guess='train', lean=False,
-    full_batches=False, last=1, clip=1., guard=False, prior='uniform', subset=0)
+    full_batches=False, last=1, clip=1., guard=False, prior='uniform', subset=0, ema=0., resize=0, crop=0)
 _fast = _published | dict(epochs=60, batch_size=256, learning_rate=.08, schedule='triangle', schedule_options=dict(warmup=.05), nesterov=True,
     warmup=.08, ramp=.1, guess='table', lean=True, full_batches=True, clip=.999)
 _small = _fast | dict(epochs=25, batch_size=32, learning_rate=.05, schedule='cosine', schedule_options=None, nesterov=False, warmup=.2, full_batches=False)
 _clothing = _published | dict(network='timm:resnet50', network_options=dict(pretrained=True), epochs=80, batch_size=32, learning_rate=.002, weight_decay=1e-3,
-    warmup=1, warmup_loss='penalty', lambda_u=0., alpha=.5, lean=True, subset=32_000)
-_webvision = _published | dict(network='timm:inception_resnet_v2', epochs=80, batch_size=32, learning_rate=.01, warmup=1, lambda_u=0., alpha=.5, lean=True)
+    warmup=1, warmup_loss='penalty', lambda_u=0., alpha=.5, lean=True, subset=32_000, resize=256, crop=224)
+_webvision = _published | dict(network='timm:inception_resnet_v2', epochs=80, batch_size=32, learning_rate=.01, warmup=1, lambda_u=0., alpha=.5, lean=True, resize=320, crop=299)
 recipes = dict(published=_published, fast=_fast, small=_small, clothing1m=_clothing, webvision50=_webvision)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #9248f344
@@ -217,14 +218,14 @@ def _step(optimiser, loss):
     loss.backward()
     optimiser.step()
 
-# %% ../../nbs/25_methods.dividemix.ipynb #52094bfc
+# %% ../../nbs/25_methods.dividemix.ipynb #18de9e9f
 class _Divided:
     "Epochs that sort first"
     def _look(self, k, rows=None):
         "Losses (n,) and predictions (n, n_classes) of network k"
         y, g = self._codes if rows is None else self._codes[rows], self._state.generators[k]
         views = [lambda rows: self._set.weak(rows, g)]*2 if self.guess == 'table' else [None]
-        logs = [log_proba(evaluate(self._state.networks[k], self._set, rows, view=view)) for view in views]
+        logs = [log_proba(evaluate(self._predicting()[k], self._set, rows, view=view)) for view in views]
         return sum(F.nll_loss(l, y, reduction='none') for l in logs)/len(logs), sum(l.exp() for l in logs)/len(logs)
 
     def _settle(self, rows, predicted):
@@ -262,7 +263,7 @@ def _mean(rows):
     "One row of the history from those of two networks"
     return {k: sum(r[k] for r in rows)/(1 if k == 'images' else len(rows)) for k in rows[0]}
 
-# %% ../../nbs/25_methods.dividemix.ipynb #ab784b0e
+# %% ../../nbs/25_methods.dividemix.ipynb #aa0e7ccb
 class _Trained:
     "One network's part of a divided epoch"
     def _train(self, k, w, known, rest, tables, weight, rate):
@@ -277,7 +278,7 @@ class _Trained:
         for b, (rows, others) in enumerate(zip(self._set.follow(steps), more)):
             set_rate(optimiser, rate(b/len(steps)))
             pixels = [self._set.raw(r) for r in (rows, others)]
-            views = self._set.float(weak(torch.cat([pixels[i] for i in (0, 0, 1, 1)]), g, self._set.pad, self._set.flip))
+            views = self._set.shaken(torch.cat([pixels[i] for i in (0, 0, 1, 1)]), g)
             mixed, targets = mixup(views, self._targets(k, views, rows, others, w, tables), g, self.alpha)
             n = 2*len(rows)
             if lean: mixed, targets = mixed[:n], targets[:n]
@@ -303,7 +304,7 @@ class _Trained:
         t = co_refine(self._codes[rows], w[rows], own, self.temperature), co_guess(*guesses, temperature=self.temperature)
         return torch.cat([t[0], t[0], t[1], t[1]])
 
-# %% ../../nbs/25_methods.dividemix.ipynb #f673e310
+# %% ../../nbs/25_methods.dividemix.ipynb #0199faad
 @dataclass(eq=False, repr=False)
 class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     "Two networks that sort each other's labels and learn semi-supervised (Li, Socher and Hoi 2020)"
@@ -332,6 +333,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     clip: float|None = None # quantile of the losses that counts as the largest
     guard: bool|None = None # never take the largest losses for right
     prior: str|None = None # expected shares of the classes: 'uniform', or 'labels' for those of the given labels
+    ema: float|None = None # share that the running mean of the weights keeps at each step; it sorts and answers; 0 for the weights themselves
     subset: int|None = None # images of an epoch, drawn evenly from the classes; 0 for all
     recipes = recipes
 
@@ -356,7 +358,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     def _check(self):
         for k, choices in dict(warmup_loss=('ce', 'penalty', 'mixup'), guess=('train', 'eval', 'table'), prior=('uniform', 'labels')).items():
             if getattr(self, k) not in choices: raise unknown(k, getattr(self, k), choices)
-        for k, low, high in ('warmup', 0, math.inf), ('ramp', 0, math.inf), ('recalibrate', 0, math.inf), ('subset', 0, math.inf), ('lambda_u', 0, math.inf), ('p_threshold', 0, 1), ('clip', 0, 1), ('last', 1, math.inf):
+        for k, low, high in ('warmup', 0, math.inf), ('ramp', 0, math.inf), ('recalibrate', 0, math.inf), ('subset', 0, math.inf), ('lambda_u', 0, math.inf), ('p_threshold', 0, 1), ('clip', 0, 1), ('last', 1, math.inf), ('ema', 0, .99999):
             v = getattr(self, k)
             if v != 'auto' and not (isinstance(v, (int, float)) and low <= v <= high): raise NoisynbError(f'{k} is {v!r}; give a number from {low} to {high}')
         if 1 <= self.warmup and self.epochs and self.epochs <= self.warmup: raise NoisynbError(f'{self.epochs} epochs, of which {self.warmup} are warm-up; take more epochs, or a share such as warmup=0.2')
@@ -372,6 +374,10 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
         s.optimisers = [self._optimiser(network) for network in s.networks]
         s.generators = [self._generator(f'network {name}') for name in 'AB']
         s.histories, s.settled, s.start = [[], []], None, None
+        s.means = [EMA(network, self.ema, warmup=True) for network in s.networks] if self.ema else []
+        for mean, optimiser in zip(s.means, s.optimisers): optimiser.register_step_post_hook(lambda *_, mean=mean: mean.update())
+
+    def _predicting(self): return [mean.module for mean in self._state.means] or self._state.networks
 
     def _epoch(self, epoch, rate):
         s, count = self._state, lambda v: round(v*rate.epochs) if v < 1 else v

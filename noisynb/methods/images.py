@@ -49,7 +49,7 @@ def _check_number(name, value):
     if not isinstance(value, kind) or isinstance(value, bool) or not low <= value < (high or math.inf) or above and value == 0:
         raise NoisynbError(f'{name} is {value!r}; give a {"whole " if whole else ""}number {"above 0" if above else f"from {low:g}"}' + ' and below 1'*(high == 1))
 
-# %% ../../nbs/21_methods.images.ipynb #cc795302
+# %% ../../nbs/21_methods.images.ipynb #8a59a36c
 class Workshop:
     "What makes networks and judges labels, for `ImageMethod`"
     @property
@@ -91,6 +91,9 @@ class Workshop:
             if name != 'time_budget' or self.time_budget is not None: _check_number(name, getattr(self, name))
         if self.schedule not in schedules: raise unknown('schedule', self.schedule, schedules)
         if not isinstance(self.flip, (bool, np.bool_)) and self.flip != 'auto': raise NoisynbError(f"flip is {self.flip!r}; give True, False or 'auto'")
+        for name in ('resize', 'crop'):
+            v = getattr(self, name)
+            if v is not None and not (isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0): raise NoisynbError(f'{name} is {v!r}; give a side in pixels, or 0 for none')
         if self.checkpoint is not None and not isinstance(self.checkpoint, str): raise NoisynbError(f'checkpoint is {self.checkpoint!r}; give the path of a file as text, so that the model can be saved with its options')
         self._check()
 
@@ -112,7 +115,7 @@ class Workshop:
         vars(self).pop('_networks', None)
         super()._restore(fitted)
 
-# %% ../../nbs/21_methods.images.ipynb #ad9993b4
+# %% ../../nbs/21_methods.images.ipynb #f6acc872
 @dataclass(eq=False, repr=False)
 class ImageMethod(Workshop, NoisyLabelClassifier):
     "Networks that learn from images with labels that may be wrong"
@@ -126,6 +129,8 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
     momentum: float = .9
     weight_decay: float = 5e-4
     flip: bool | str = 'auto' # mirror images at random; 'auto': those in colour
+    resize: int | None = None # side to which images in files are decoded; None or 0: as they come
+    crop: int | None = None # side of what the network sees: random windows in training, the middle afterwards; None or 0: whole images
     checkpoint: str | None = None # file to go on from, and to keep up to date
     random_state: int = 0 # of everything random
     device: str = 'auto' # 'auto', 'cpu' or 'cuda'
@@ -142,6 +147,10 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
         "Fill `self._state`, at least `self._state.networks`, the list of those that predict"
         raise NotImplementedError
 
+    def _predicting(self):
+        "The networks that predict"
+        return self._state.networks
+
     def _epoch(self, epoch, rate):
         "Train for one epoch, from 0; return a row of the history with `loss`, and `images`, how many were trained on"
         raise NotImplementedError
@@ -157,7 +166,8 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
     ):
         "Train; with a `checkpoint` of the same run, go on from there"
         self._check_options()
-        X = check_images(self, X, reset=True)
+        if self.resize and not hasattr(X, 'at'): raise NoisynbError(f'resize is {self.resize}, and X is an array: only images in files are decoded to a side; leave resize out (0 for none), or give X in that size')
+        X = check_images(self, X.at(int(self.resize)) if self.resize else X, reset=True)
         self.classes_, codes = check_labels(y, len(X))
         try:
             if len(self.classes_) < 2: raise NoisynbError(f'y holds one class only, {self.classes_[0]!r}; a network needs two to tell apart')
@@ -171,14 +181,15 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
 
     def _learn(self, X, codes, watch):
         self.image_shape_, self.n_features_in_ = np.array(X.shape[1:]), math.prod(X.shape[1:])
-        size, channels, device = min(X.shape[1:3]), X.shape[3], self._device
+        crop, channels, device = int(self.crop or 0) or None, X.shape[3], self._device
+        size = crop or min(X.shape[1:3])
         name = default_network(size, channels, torch.device(device).type) if self.network == 'auto' else self.network
-        self.architecture_ = dict(name=name, n_classes=len(self.classes_), in_channels=channels, size=size) | {'options': self.network_options or {}}
-        self._set = _image_set(X, device, flip=channels == 3 if self.flip == 'auto' else self.flip)
+        self.architecture_ = dict(name=name, n_classes=len(self.classes_), in_channels=channels, size=size, crop=crop) | {'options': self.network_options or {}}
+        self._set = _image_set(X, device, flip=channels == 3 if self.flip == 'auto' else self.flip, size=crop)
         self.statistics_ = np.array(self._set.statistics)
         self._codes, self._state = torch.from_numpy(codes).to(device), State()
         self._build()
-        self._networks = self._state.networks
+        self._networks = self._predicting()
         self.history_ = train(self._state, self._seeded_epoch, self._schedule(), self.epochs, self.time_budget, self.checkpoint,
             self._identity(X, codes) if self.checkpoint else None, watch and (lambda: watch(self)), self.verbose)
         self.weights_ = {str(i): {k: v.cpu().numpy() for k, v in n.state_dict().items()} for i, n in enumerate(self._networks)}
@@ -193,7 +204,8 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`: the mean of the networks"
         check_is_fitted(self)
-        images = _image_set(check_images(self, X, reset=False), self._device, statistics=tuple(map(tuple, self.statistics_.tolist())))
+        if hasattr(X, 'at') and X.shape[1:] != tuple(self.image_shape_): X = X.at(int(self.image_shape_[0])) # files can be had in the size of training
+        images = _image_set(check_images(self, X, reset=False), self._device, statistics=tuple(map(tuple, self.statistics_.tolist())), size=self.architecture_.get('crop'))
         with self._machine(): return sum(evaluate(n, images).softmax(1).double() for n in self._trained()).div(len(self._networks)).cpu().numpy()
 
     def predict(self, X):

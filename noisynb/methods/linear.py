@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['recipes', 'stratified_places', 'validation_rows', 'train_probes', 'LinearProbe']
 
-# %% ../../nbs/22_methods.linear.ipynb #ca78d722
+# %% ../../nbs/22_methods.linear.ipynb #70a6fcc6
 import math, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, generator, live_table, pick_device, unknown
@@ -46,7 +47,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/22_methods.linear.ipynb #7311f97a
+# %% ../../nbs/22_methods.linear.ipynb #a5523691
 @_one_thread()
 def train_probes(
     Z, # (n, d) float32 tensor: rows to learn from, then rows to stop by
@@ -70,77 +71,84 @@ def train_probes(
     (M, n), C, d, device, rng = looks.shape, n_classes, Z.shape[1], Z.device, rng or np.random.default_rng(0)
     W, G, m, v = torch.zeros(4, M*C, d, device=device) # weights, gradient, and its two moments
     adam = dict(lr=float(learning_rate), beta1=.9, beta2=.999, eps=1e-8, weight_decay=0., amsgrad=False, maximize=False)
-    (gradient, as_loss), penalised = logit_gradient(loss, M, C, n, device), torch.is_tensor(loss.penalty([W]))
     batch_size, best, scores, best_epochs = min(batch_size, n_learn), W.clone(), np.full(M, -np.inf), np.zeros(M, int)
+    known, gradient, as_loss = logit_gradient(loss, y, looks, n_learn, C, batch_size)
+    penalised, tensors = torch.is_tensor(loss.penalty([W])), [[a] for a in (W, G, m, v)]
     alive, history, ended = np.ones(M, bool), [], 'epochs'
     for epoch in range(1, epochs + 1):
         values = []
-        for X, others in passes(Z, y, looks, n_learn, batch_size, steps, epoch, rng):
+        for part in passes(Z, known, n_learn, batch_size, steps, epoch, rng):
             if values and time.perf_counter() > deadline: break
-            for x, (t, rows, w, step) in zip(X.split(batch_size), others):
-                value, g = gradient((W @ x.T).view(M, C, -1), t, rows, w)
+            for x, xT, step, *facts in part:
+                value, g, scale = gradient(torch.mm(W, xT), *facts)
                 values.append(value)
-                torch.mm(g.view(M*C, -1), x, out=G)
+                torch.addmm(G, g, x, beta=0, alpha=scale, out=G)
                 if penalised:
                     p = W.detach().requires_grad_()
                     G += torch.autograd.grad(loss.penalty([p]), p)[0]
-                torch._fused_adam_([W], [G], [m], [v], [], [step], **adam) # what torch.optim.Adam calls, without its own overhead
+                torch._fused_adam_(*tensors, [], [step], **adam) # what torch.optim.Adam calls, without its own overhead
         found = validate(Z[n_learn:], y[n_learn:], looks[:, n_learn:], W, loss)
         score = np.where(np.isnan(found['accuracy']), epoch, found['accuracy'] if stop_by == 'accuracy' else -found['loss']) # nothing to stop by: the last is the best
         better = alive & (score > scores)
         best = torch.where(torch.from_numpy(better.repeat(C)).to(device)[:, None], W, best)
         scores[better], best_epochs[better] = score[better], epoch
         if alive[0]:
-            history.append(dict(epoch=epoch, loss=float(as_loss(torch.cat(values, 2)[0]).mean())) | {f'validation_{k}': float(v[0]) for k, v in found.items() if n > n_learn})
+            history.append(dict(epoch=epoch, loss=float(as_loss(torch.cat(values, -1)[0]).mean())) | {f'validation_{k}': float(v[0]) for k, v in found.items() if n > n_learn})
             report(**history[-1])
         alive &= epoch - best_epochs < patience
         if time.perf_counter() > deadline: ended = 'time'; break
         if not alive.any(): break
     return best.view(M, C, d), history, best_epochs, ended if alive[0] else 'patience'
 
-# %% ../../nbs/22_methods.linear.ipynb #80a019ec
-def passes(Z, y, looks, n_learn, batch_size, steps, epoch, rng):
-    "An epoch of at least `steps` batches: rows of `Z`, a few batches at a time, and an iterator over codes, row numbers, weights and step numbers of all batches"
+# %% ../../nbs/22_methods.linear.ipynb #8ede73f2
+def passes(Z, known, n_learn, batch_size, steps, epoch, rng):
+    "An epoch of at least `steps` batches, a few at a time: of each its rows, the same as columns, the number of the step, and what is `known`"
     import torch
     each = -(-n_learn//batch_size)
     times = -(-steps//each)
     for turn in range((epoch - 1)*times, epoch*times):
         order = torch.from_numpy(rng.permutation(n_learn)).to(Z.device)
-        numbers = torch.arange(turn*each + 1., turn*each + each + 1, device=Z.device).unbind()
-        others = zip(*(a.split(batch_size, -1) for a in (y[order].expand(len(looks), 1, -1), order, batch_weights(looks[:, order], batch_size)[:, None])), numbers)
-        for X in read_ahead(Z, order, batch_size): yield X, others
+        numbers = iter(torch.arange(turn*each + 1., turn*each + each + 1, device=Z.device).unbind())
+        for X, *facts in read_ahead(Z, known, order, batch_size):
+            yield zip(X.split(batch_size), X.T.split(batch_size, 1), islice(numbers, -(-len(X)//batch_size)), *(a.split(batch_size, -1) for a in facts))
 
-def read_ahead(Z, order, batch_size):
-    "Rows of `Z` in that order, a few batches at a time, the next ones read by another thread meanwhile"
+def read_ahead(Z, known, order, batch_size):
+    "Rows of `Z` in that order and what is `known` of them, a few batches at a time, the next ones read by another thread meanwhile"
     import torch
     size = min(len(order), batch_size*max(1, 2**19//(batch_size*Z.shape[1]))) # 2 MiB
     parts, buffers = order.split(size), torch.empty(3, size, Z.shape[1], device=Z.device)
-    read = lambda i: torch.index_select(Z, 0, parts[i], out=buffers[i % 3, :len(parts[i])])
+    read = lambda i: (torch.index_select(Z, 0, parts[i], out=buffers[i % 3, :len(parts[i])]), *known(parts[i]))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         ahead = [pool.submit(read, i) for i in range(len(parts[:2]))]
         for i in range(2, len(parts) + 2):
-            X = ahead.pop(0).result() # what was yielded before is done with, and its buffer is free
+            found = ahead.pop(0).result() # what was yielded before is done with, and its buffer is free
             if i < len(parts): ahead.append(pool.submit(read, i))
-            yield X
+            yield found
 
-def logit_gradient(loss, M, C, n, device):
-    "From logits (M, C, b), codes (M, 1, b), rows (b,) and weights (M, 1, b) to values (M, 1, b) and gradients (M, C, b); and what makes losses of these values"
+def logit_gradient(loss, y, looks, n_learn, C, batch_size):
+    """What is to be known of rows: tensors with a column for each. From these and logits (models*C, b): values (.., b), their gradients (models*C, b)
+    and what these count. And what makes losses of values"""
     import torch
-    if loss.name == 'ce': # known in closed form
-        def ce(z, y, rows, w):
-            p = torch.softmax(z, 1)
-            own = p.gather(1, y)
-            return own, p.scatter_add_(1, y, less.expand_as(y)).mul_(w)
-        less = -torch.ones((), device=device)
-        return ce, lambda p: -p.clamp(min=1e-38).log()
+    (M, n), device = looks.shape, y.device
+    if loss.name == 'ce': # known in closed form: the chances, less one at the label
+        even, eye, each = bool(looks[:, :n_learn].all()), torch.eye(C, device=device), slice(None) if M == 1 else (slice(None), None) # one model needs no dimension
+        def known(rows):
+            t = y[rows]
+            return t.expand(M, -1)[each], eye.index_select(1, t), *([] if even else [batch_weights(looks[:, rows], batch_size)[each]])
+        def ce(z, t, label, w=None):
+            p = torch.softmax(z if M == 1 else z.view(M, C, -1), -2)
+            g = p - label if even else (p - label).mul_(w)
+            return p.gather(-2, t), g if M == 1 else g.view(M*C, -1), 1/g.shape[-1] if even else 1.
+        return known, ce, lambda p: -p.clamp(min=1e-38).log()
     whole, own = torch.is_tensor(loss.batch(torch.zeros(2, C, device=device))), n*torch.arange(M, device=device)[:, None]
-    def any_loss(z, y, rows, w):
-        z = z.transpose(1, 2).reshape(-1, C).requires_grad_()
-        v = loss(z, y.reshape(-1), (own + rows).reshape(-1))
+    def known(rows): return y[rows].expand(M, 1, -1), rows, batch_weights(looks[:, rows], batch_size)[:, None]
+    def any_loss(z, t, rows, w):
+        z = z.view(M, C, -1).transpose(1, 2).reshape(-1, C).requires_grad_()
+        v = loss(z, t.reshape(-1), (own + rows).reshape(-1))
         total = v @ w.reshape(-1)
         if whole: total = total + sum(loss.batch(a[b[0]]) for a, b in zip(z.view(M, -1, C), w > 0)) # of each model's own rows
-        return v.detach().view(M, 1, -1), torch.autograd.grad(total, z)[0].view(M, -1, C).transpose(1, 2).contiguous()
-    return any_loss, lambda v: v
+        return v.detach().view(M, 1, -1), torch.autograd.grad(total, z)[0].view(M, -1, C).transpose(1, 2).reshape(M*C, -1), 1.
+    return known, any_loss, lambda v: v
 
 def batch_weights(looks, batch_size):
     "What each row counts for each model (models, n), so that the rows a model may see sum to one in every batch"
@@ -172,7 +180,7 @@ def _number(name, value, whole=True):
         raise NoisynbError(f'{name} is {value!r}; give {"an integer of 1 or more" if whole else "a number above 0"}')
     return value
 
-# %% ../../nbs/22_methods.linear.ipynb #c478118e
+# %% ../../nbs/22_methods.linear.ipynb #85bada6e
 class LinearProbe(NoisyLabelClassifier):
     "Softmax regression on standardised embeddings, with any loss, stopped by given labels; label quality by cross-fitting"
     def __init__(self,
@@ -245,7 +253,7 @@ class LinearProbe(NoisyLabelClassifier):
         "Rows in that order, scaled by the first `n_learn` of them, with a column of ones: a float32 tensor"
         import torch
         n, d = X.shape
-        blocks, Z = [slice(s, s + 2**14) for s in range(0, n, 2**14)], torch.ones(n, d + 1)
+        blocks, Z = [slice(s, s + 2**14) for s in range(0, n, 2**14)], torch.from_numpy(np.ones((n, d + 1), np.float32)) # NumPy asks for huge pages, which are read faster
         learn = rows[:n_learn]
         self.mean_, self.std_ = np.zeros(d), np.ones(d)
         if self.standardize:

@@ -119,8 +119,12 @@ def test_a_report_is_complete(nb):
     page = nb.with_suffix('.html').read_text()
     assert len(page) < 300_000 and not re.search(r'(src|href)=["\'](https?:)?//', page) and '<script' not in page
 
-def test_no_page_without_its_notebook():
-    assert [here(p) for kind in ('json', 'html') for p in (root/'reports').rglob(f'*/*.{kind}') if not p.with_suffix('.ipynb').exists() and not p.stem.startswith('compare')] == []
+def test_no_page_without_its_notebook_and_no_record_without_a_page():
+    "The pages of the first seed stand for all; the records of the others are kept"
+    pages = [p for p in (root/'reports').rglob('*/*.html') if not p.stem.startswith('compare')]
+    assert [here(p) for p in pages if not p.with_suffix('.ipynb').exists()] == []
+    records = [p for p in (root/'reports').glob('*/*/*.json') if p.parts[-3] != 'experiments']
+    assert len(records) > 50 and [here(p) for p in records if not {p.with_suffix('.html'), p.with_name(re.sub(r'-seed\d+', '-seed0', p.stem) + '.html')} & set(pages)] == []
 
 def test_nothing_names_a_machine():
     "No path of this machine, of a home folder or of an installed library, and in reports no host name"

@@ -11,13 +11,15 @@ stamp := $(VENV)/.installed
 page  := reports/digits/instance-0.4/wann-seed0.html
 
 .DEFAULT_GOAL := help
-.PHONY: help report test benchmarks docs lock clean
+.PHONY: help report test test-browser benchmarks docs book lock clean
 
 help:
 	@echo 'make report      train WANN on wrong labels and write the page about it'
 	@echo 'make test        run every notebook and the test suite'
+	@echo 'make test-browser  drive JupyterLab and read the pages in Chromium (wants chromium and chromedriver, and npm for axe-core)'
 	@echo 'make benchmarks  measure speed, memory, peers and audits again (wants a quiet machine, and for the audits their data)'
 	@echo 'make docs        write README.md from nbs/index.ipynb'
+	@echo 'make book        print all notebooks, the reference and the reports as pages into _book'
 	@echo 'make lock        refresh constraints.txt after a change in pyproject.toml'
 	@echo 'make clean       remove caches and build products ($(VENV) stays)'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer), VENV=$(VENV), WORKERS=$(WORKERS)'
@@ -45,6 +47,12 @@ test: $(stamp)
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers $(WORKERS)
 	$(bin)/python -m pytest
 
+# What a browser needs beyond the system's Chromium lies in the environment. What is missing is said, and its tests are skipped.
+test-browser: $(stamp)
+	@$(bin)/python -c 'import selenium' 2>/dev/null || $(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]' -c constraints.txt
+	@test -n "$$NOISYNB_AXE" -o -e $(VENV)/axe/node_modules/axe-core || npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core@4 || true
+	NOISYNB_BROWSER=1 $(bin)/python -m pytest -rs tests/test_browser.py
+
 benchmarks: $(stamp)
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' -c constraints.txt
 	$(bin)/jupyter execute --inplace --timeout=-1 nbs/benchmarks.ipynb nbs/benchmarks_training.ipynb nbs/benchmarks_peers.ipynb nbs/benchmarks_audit.ipynb; status=$$?; $(bin)/nbdev_clean; exit $$status
@@ -52,10 +60,13 @@ benchmarks: $(stamp)
 docs: $(stamp)
 	$(bin)/noisynb readme
 
+book: $(stamp)
+	@$(bin)/python -c "from noisynb.book import book, dead_links; print('Open', book()); dead = dead_links('_book'); print(*dead, sep=chr(10)); raise SystemExit(bool(dead))"
+
 lock: $(stamp)
 	$(bin)/python -m pip install --quiet uv
 	$(bin)/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis _proc _docs
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis _proc _docs _book
 	find nbs noisynb tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

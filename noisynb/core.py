@@ -150,7 +150,7 @@ def fingerprint(
         for i in range(0, len(a) if a.ndim else 1, step): h.update(np.ascontiguousarray(a[i:i + step] if a.ndim else a).reshape(-1).view(np.uint8))
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #de2fc0fa
+# %% ../nbs/00_core.ipynb #873c1995
 def _text(v):
     "A value as a reader wants to see it"
     if v is None: return ''
@@ -169,9 +169,11 @@ class Table:
 
     def _repr_html_(self):
         head, *body = [[html.escape(str(c)) for c in r] for r in self._cells()]
-        caption = f'<caption>{html.escape(self.caption)}</caption>' if self.caption else ''
-        rows = ''.join(f'<tr><th scope="row">{r[0]}</th>' + ''.join(f'<td>{c}</td>' for c in r[1:]) + '</tr>' for r in body)
-        return f'<table>{caption}<thead><tr>' + ''.join(f'<th scope="col">{c}</th>' for c in head) + f'</tr></thead><tbody>{rows}</tbody></table>'
+        left = ' style="text-align:left"' # as names are read; JupyterLab would have them on the right
+        caption = f'<caption{left}>{html.escape(self.caption)}</caption>' if self.caption else ''
+        rows = ''.join(f'<tr><th scope="row"{left}>{r[0]}</th>' + ''.join(f'<td>{c}</td>' for c in r[1:]) + '</tr>' for r in body)
+        top = ''.join(f'<th scope="col"{left*(not i)}>{c.replace("_", "_<wbr>")}</th>' for i, c in enumerate(head)) # long names may break
+        return f'<table>{caption}<thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
 
     def __repr__(self):
         cells = self._cells()

@@ -190,7 +190,7 @@ def provenance_facts(result) -> Block:
     return _facts(('Command', code(p['command'] or '–')), ('noisynb', p['noisynb']), ('Commit', commit), ('Python', p['python']), ('Libraries', libraries),
                   ('Device', device), ('Data fingerprint', code(p['data'] or '–')), ('Made', p['created'].replace('T', ' ').replace('+00:00', ' UTC')))
 
-# %% ../nbs/32_reports.ipynb #6aa6ba2f
+# %% ../nbs/32_reports.ipynb #0cd0ef24
 def comparison(
     measured: dict, # name -> dict with test_accuracy, label_error_auroc, label_error_average_precision, label_error_f1
 ) -> Block:
@@ -202,7 +202,7 @@ def comparison(
     head = ('Method', *(name for _, name, _ in columns))
     rows = [(name, *(show(m.get(key)) for key, _, show in columns)) for name, m in measured.items()]
     line = lambda row: _cell(row[0], 'th', f' scope="row"{_left}') + ''.join(_cell(v, more='') for v in row[1:])
-    top = ''.join(_cell(h, 'th', ' scope="col"') for h in head)
+    top = ''.join(_cell(h, 'th', ' scope="col"' + _left*(not i)) for i, h in enumerate(head))
     body = ''.join(f'<tr{"" if i else " class=ours"}>{line(row)}</tr>' for i, row in enumerate(rows))
     return Block(f'<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>',
                  '\n'.join('  '.join(row) for row in (head, *rows)))

@@ -212,6 +212,12 @@ def test_clean_rate_by_hand():
     assert clean_rate([0, 1, 2, 2], proba) == 1/2 and clean_rate([0, 1, 2, 2], proba, sure=1.) == 2/4
     assert clean_rate([0, 1, 2], np.eye(3)) == 1
     assert [advise(r) for r in (.05, .5, 1.)] == pytest.approx([.1, .45, .7])
+    assert [advise(r, caution=False) for r in (.05, .5, 1.)] == pytest.approx([.1, .5, 1.])
+
+def test_a_confidence_of_its_own_for_guesses():
+    p, labels = tensor([[.8, .2], [.6, .4], [.3, .7]]), torch.tensor([0, 1, 0])
+    stages = lambda tau, other=None: select([flags(n=3)]*2, [p, p], labels, tau, 1., other)[0].tolist()
+    assert stages(.75) == [2, 0, 0] and stages(.65) == [2, 0, 3] and stages(1., .65) == [3, 0, 3] and stages(.75, .55) == [2, 3, 3]
 
 
 # the method
@@ -343,6 +349,20 @@ def test_scan_by_hand():
     model._scan(.5)
     assert (model._state.base.sum(1) == sum(min(12, (y == c).sum()) for c in range(3))).all()
 
+@pytest.mark.parametrize('guesses', ['own', 'both'])
+def test_whose_guesses(guesses):
+    "New labels from the network's own prediction or from the mean of both, which are the same for both networks then"
+    model = bench(recipe='published', guesses=guesses, tau=1.)
+    model._grow(rate, 0., 0., None, 1.)
+    a, b = model._state.targets
+    assert (model._state.stages == 0).all() and torch.equal(a, b) == (guesses == 'both')
+
+def test_without_regions(monkeypatch):
+    monkeypatch.setattr(module, 'fmix', None)
+    X, y, _ = stripes()
+    small(regions=False).fit(X, y)
+    with pytest.raises(TypeError): small(ramp=0).fit(X, y)
+
 def test_when_it_scans_and_agrees(monkeypatch):
     X, y, _ = stripes()
     scans, caps = [], []
@@ -445,13 +465,13 @@ def test_options():
     options = model._options(100)
     assert [options[k] for k in ('epochs', 'batch_size', 'warmup', 'rho', 'tau', 'alpha_o', 'alpha_p')] == [600, 256, 30, .5, .95, .5, .5]
     assert ProMix(setting='cifar100n', recipe='lmnl')._options(100)['alpha_o'] == 0
-    assert ProMix()._options(9_999)['recipe'] == 'small' and ProMix()._options(10_000)['recipe'] == 'fast'
+    assert ProMix()._options(19_999)['recipe'] == 'small' and ProMix()._options(20_000)['recipe'] == 'fast'
     assert all(set(r) == set(recipes['published']) for r in recipes.values())
     assert 'promix' in methods and isinstance(make('promix', recipe='lmnl'), ProMix)
 
 @pytest.mark.parametrize('wrong, message', [(dict(recipe='smal'), "did you mean 'small'"), (dict(setting='cifar10'), 'no setting'), (dict(quotas='equl'), "did you mean 'equal'"), (dict(heads=3), 'heads is 3'),
     (dict(rho=1.5), 'rho is 1.5'), (dict(rho='much'), 'rho is'), (dict(warmup=4), 'of which 4 are warm-up'), (dict(temperature=0), 'temperature is 0'), (dict(scan_every=.5), 'scan_every is'), (dict(tau=-1), 'tau is -1'),
-    (dict(cap='all'), 'cap is'), (dict(beta_after_ramp=-.1), 'beta_after_ramp')])
+    (dict(cap='all'), 'cap is'), (dict(tau_agree='high'), 'tau_agree is'), (dict(guesses='bth'), "did you mean 'both'"), (dict(beta_after_ramp=-.1), 'beta_after_ramp')])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)

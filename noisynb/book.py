@@ -243,7 +243,7 @@ def reference(
     everything = [f'# Reference\n\n> Every public name of every module, as the sources describe it', f'| module | about | names |\n| --- | --- | ---: |\n{table}', f'## Names\n\n<ul class="names">\n{links}\n</ul>']
     return [page('api.html', 'noisynb', everything, 'Reference'), *made]
 
-# %% ../nbs/37_book.ipynb #38f17e48
+# %% ../nbs/37_book.ipynb #ec5f137a
 def _exporter():
     "nbconvert with the template of the book"
     from nbconvert import HTMLExporter
@@ -268,7 +268,8 @@ def _print(exporter, page, leads, folder, around) -> str:
     from nbconvert.filters.markdown_mistune import MarkdownWithMath
     exporter.register_filter('markdown2html', MarkdownWithMath(renderer=_renderer(leads, folder)).render)
     page.nb.metadata.language_info = {'name': 'python', 'pygments_lexer': 'ipython3'}
-    exporter.register_filter('own_links', lambda markup: re.sub(r'<a\b([^>]*?)\bhref="([^"]*)"', lambda m: _kept(m, leads), markup))
+    lower = lambda markup: re.sub(r'<(/?)h([1-4])\b', lambda m: f'<{m[1]}h{int(m[2]) + 2}', markup)   # headings that a cell shows are below those of the page
+    exporter.register_filter('own_links', lambda markup: lower(re.sub(r'<a\b([^>]*?)\bhref="([^"]*)"', lambda m: _kept(m, leads), markup)))
     facts = {'metadata': {'name': page.title}, 'book': dict(file=page.file, title=page.title, **around)}
     text, _ = super(type(exporter), exporter).from_notebook_node(page.nb, facts)   # that of HTML would read each page once more, which takes longer than all else
     return re.sub(r'<th>', '<th scope="col">', text)

@@ -205,13 +205,19 @@ def measure(
     return {f'test_{k}': v for k, v in classification(data.test.labels, predicted, proba).items()} | {'n_flagged': found.pop('flagged')} | {
         f'label_error_{k}': v for k, v in found.items()} | dict(correction_accuracy=right, predict_seconds=seconds if len(X_test) else None, samples=samples)
 
-# %% ../nbs/30_experiment.ipynb #f4c031b5
+# %% ../nbs/30_experiment.ipynb #da1650bd
 _replication = 'Bozkurt and Ortega 2025, arXiv:2508.00202: an independent replication with the public code'
 _same = dict(dataset='cifar10', embedding='dinov2-base-unit.npz', n_train=1000, n_test=1000)
 _noise = [('none', 0.), ('asymmetric', .2), ('asymmetric', .3), ('asymmetric', .4)]
 _figures = [('knn', {'k': 50}, (.965, .956, .942, .899)), ('ann', {}, (.967, .955, .936, .874)), ('wann', {}, (.964, .958, .950, .907))]
 published = [dict(where=dict(_same, method=method, options=options, noise_type=kind, noise_rate=rate), accuracy=accuracy, source=_replication)
              for method, options, row in _figures for (kind, rate), accuracy in zip(_noise, row)]
+_papers = [('dividemix', 'cifar10', 'symmetric-included', .5, .946, 'Li et al. 2020, arXiv:2002.07394'), ('dividemix', 'cifar10', 'asymmetric', .4, .934, 'Li et al. 2020, arXiv:2002.07394'),
+          ('dividemix', 'cifar10n', 'worst', None, .9256, 'Wei et al. 2022, arXiv:2110.12088'),
+          *(('promix', 'cifar10n', kind, None, accuracy, 'Xiao et al. 2023, arXiv:2207.10276')
+            for kind, accuracy in (('aggre', .9765), ('random1', .9739), ('random2', .9755), ('random3', .9752), ('worst', .9634)))]
+published += [dict(where=dict(dataset=data, method=method, noise_type=kind, n_train=50_000) | ({} if rate is None else dict(noise_rate=rate)), accuracy=accuracy, source=source)
+              for method, data, kind, rate, accuracy, source in _papers]
 
 def published_for(
     record: dict, # of a run
@@ -248,7 +254,7 @@ def _inside(text):
     path = Path(unquote(text))
     return path.name if path.is_absolute() or text.startswith('~') or '..' in path.parts else text
 
-# %% ../nbs/30_experiment.ipynb #4efff163
+# %% ../nbs/30_experiment.ipynb #9d86f5cd
 @dataclass(eq=False)
 class Run:
     "All that a run made: its stages, its numbers, and what was worth a warning"
@@ -257,7 +263,7 @@ class Run:
     embedded: Embedded | None # None for a method that takes images
     graph: object # the shared NeighborGraph
     model: NoisyLabelClassifier # fitted
-    baselines: dict # name -> fitted plain vote
+    baselines: dict # name -> fitted plain vote, or 'control' -> the method without what makes it special
     measured: dict # name -> numbers, the method first
     result: Result # the record
     notes: list # warnings, once each
@@ -312,7 +318,7 @@ def _record(
     r['provenance'] = provenance(whole.fingerprint, command(asked), device)
     return r.check()
 
-# %% ../nbs/30_experiment.ipynb #5766e141
+# %% ../nbs/30_experiment.ipynb #00bfad46
 def run(
     method: str = 'wann', # see `noisynb list methods`
     dataset: str = 'digits', # a name, or the path of a folder, .csv, .parquet or .npz
@@ -349,5 +355,8 @@ def run(
             if method == 'knn' and min(model.k, len(X) - 1) == k: continue
             plain_votes[f'knn-{k}'], _ = train(plain(model, k), X, noisy.given, graph)
             numbers[f'knn-{k}'] = measure(plain_votes[f'knn-{k}'], X_test, data, noisy, calibration=False)
+        if hasattr(model, 'control') and model.mode != 'control': # the method without what makes it special
+            plain_votes['control'], _ = train(model.control(), X, noisy.given)
+            numbers['control'] = measure(plain_votes['control'], X_test, data, noisy, calibration=False)
     result = _record(asked, whole, data, noisy, embedded, search, model, seconds, numbers, memory)
     return Run(data, noisy, embedded, graph, model, plain_votes, numbers, result, notes)

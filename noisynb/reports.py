@@ -38,10 +38,11 @@ def memory(
     "A size in memory"
     return '–' if mib is None else f'{mib:,.0f}\u202fMiB' if mib < 1024 else f'{mib/1024:.1f}\u202fGiB'
 
-# %% ../nbs/32_reports.ipynb #0e9f6d32
+# %% ../nbs/32_reports.ipynb #14a46eed
 spelled = {'knn': 'k-NN', 'corrected': 'Corrected votes', 'fashion-mnist': 'Fashion-MNIST', 'mnist': 'MNIST', 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
            'cifar10n': 'CIFAR-10N', 'cifar100n': 'CIFAR-100N', 'animal10n': 'Animal-10N', 'webvision50': 'WebVision-50', 'clothing1m': 'Clothing1M',
-           'pneumoniamnist': 'PneumoniaMNIST', 'dermamnist': 'DermaMNIST', 'breastmnist': 'BreastMNIST', 'linear': 'Linear probe'}
+           'pneumoniamnist': 'PneumoniaMNIST', 'dermamnist': 'DermaMNIST', 'breastmnist': 'BreastMNIST', 'linear': 'Linear probe',
+           'ce': 'Cross entropy', 'coteaching': 'Co-teaching', 'lend-graph': 'LEND on a graph', 'control': 'The same without echoes'}
 adjectives = {'symmetric-included': 'symmetric (true class included)'} | dict(symmetric='symmetric', asymmetric='asymmetric', pair='pair-flip', instance='instance-dependent', matrix='transition-matrix')
 
 def method_name(name: str) -> str:

@@ -107,6 +107,13 @@ def check_page(chrome, page, scheme, name):
 def test_a_page_is_for_everyone(browser, page, scheme): check_page(browser, page, scheme, '-'.join(page.relative_to(root/'reports').parts)[:-5])
 
 @needs_axe
+def test_a_comparison_is_for_everyone(browser, tmp_path):
+    "The page that `noisynb compare` makes today of a folder of records"
+    folder = next(f for f in sorted((root/'reports').rglob('*/')) if len({p.name.split('-')[0] for p in f.glob('*-seed*.json')}) > 2)
+    subprocess.run([sys.executable, '-m', 'noisynb.cli', 'compare', folder.relative_to(root), '-o', tmp_path/'compare.html'], cwd=root, check=True, capture_output=True, timeout=patience)
+    for scheme in schemes: check_page(browser, tmp_path/'compare.html', scheme, 'compare-of-today')
+
+@needs_axe
 def test_axe_finds_what_is_wrong(browser, tmp_path):
     "A page with known faults, so that silence means something"
     (tmp_path/'bad.html').write_text('<!DOCTYPE html><html><title>x</title><main><h1>x</h1><img src="data:,"><p style="color:#ccc;background:#fff">pale</p></main>')

@@ -369,7 +369,7 @@ def test_when_it_scans_and_agrees(monkeypatch):
     real_scan, real_grow = ProMix._scan, ProMix._grow
     monkeypatch.setattr(ProMix, '_scan', lambda self, share: scans.append(len(caps)) or real_scan(self, share))
     monkeypatch.setattr(ProMix, '_grow', lambda self, rate, w, beta, cap, memory: caps.append((w, beta, cap)) or real_grow(self, rate, w, beta, cap, memory))
-    small(epochs=10, warmup=2, ramp=4, agree=3, scan_every=3, cap=.8, beta_ramp=5, heads=2).fit(X, y)
+    small(epochs=10, warmup=2, ramp=4, agree=3, scan_every=3, cap=.8, beta=.1, beta_ramp=5, beta_after_ramp=0., heads=2).fit(X, y)
     assert scans == [0, 3, 6] and [c[2] for c in caps] == [None]*6 + [.8]*2 # epochs 8 and 9: later than 10 - 3
     assert [c[0] for c in caps] == [.5, .75] + [1]*6 and [c[1] for c in caps] == pytest.approx([.04, .06, .08] + [0]*5)
     assert [e for e in range(601) if e > 600 - recipes['published']['agree']] == list(range(351, 601))

@@ -55,17 +55,18 @@ def follow(
     "The marginal after another batch"
     return memory*marginal + (1 - memory)*proba.mean(0).to(marginal) if len(proba) else marginal
 
-# %% ../../nbs/27_methods.promix.ipynb #0ee068fd
+# %% ../../nbs/27_methods.promix.ipynb #3c4ef12e
 def select(
     base, # for each of two networks (n,) bool, chosen by loss
     proba, # for each network (n, n_classes), its predictions
     y, # (n,) codes of the given labels
-    tau:float=.99, # confidence above which a label, or a guess, is chosen; 1 for none
+    tau:float=.99, # confidence above which a label is chosen; 1 for none
     cap:float|None=None, # share of the batch up to which agreement adds examples; None for no such step
+    tau_agree:float|None=None, # confidence above which a guess is chosen; None for tau
 )->list: # for each network (n,) int: 1 chosen by loss, 2 by confidence, 3 by agreement; 0 for the rest
     "How each example of a batch is chosen"
     matched = [b | matched_confidence(p, y, tau) for b, p in zip(base, proba)]
-    agreed = matched if cap is None else [agreement(m, *proba, tau, cap) for m in matched]
+    agreed = matched if cap is None else [agreement(m, *proba, tau if tau_agree is None else tau_agree, cap) for m in matched]
     return [3*a.long() - m.long() - b.long() for b, m, a in zip(base, matched, agreed)]
 
 def target_codes(
@@ -89,7 +90,7 @@ def rest_weight(
     "Weight of the examples that are not chosen"
     return 1. if not alpha_p else largest*ramp(epoch, length) if epoch < length else after
 
-# %% ../../nbs/27_methods.promix.ipynb #dc2ffb36
+# %% ../../nbs/27_methods.promix.ipynb #551cdb9a
 def clean_rate(
     y, # (n,) codes of the given labels
     proba, # (n, n_classes) array, what a network predicts
@@ -102,11 +103,12 @@ def clean_rate(
 
 def advise(
     rate:float, # of right labels
+    caution:bool=True, # nine tenths of it, 0.7 at most
 )->float: # rho
     "Share to choose by loss"
-    return float(np.clip(.9*rate, .1, .7))
+    return float(max(.1, min(.9*rate, .7) if caution else rate))
 
-# %% ../../nbs/27_methods.promix.ipynb #ba30fcb0
+# %% ../../nbs/27_methods.promix.ipynb #b086e1f4
 settings = { # name -> warm-up epochs, rho, tau, alpha_o and alpha_p, quotas, where it comes from
     'cifar10-symmetric-20': (10, .7, .99, .8, 'equal', 'run.sh'),
     'cifar10-symmetric-50': (10, .5, .99, .8, 'equal', 'run.sh'),
@@ -119,12 +121,13 @@ settings = { # name -> warm-up epochs, rho, tau, alpha_o and alpha_p, quotas, wh
     'cifar100n': (30, .5, .95, .5, 'equal', 'run.sh')}
 
 _published = dict(network='resnet18', network_options=None, epochs=600, batch_size=256, learning_rate=.05, schedule='cosine', schedule_options=None, nesterov=False, weight_decay=5e-4,
-    heads=2, warmup=10, penalty=False, rho='auto', rho_end=None, quotas='equal', tau=.99, agree=250, cap=.9, ramp=50, beta=.1, beta_ramp=100, beta_after_ramp=0.,
-    alpha_o=.8, alpha_p=.8, temperature=.5, alpha=4., quirk=False, memory=.9999, share_mixes=False, scan_every=1, lean=False)
+    heads=2, warmup=10, penalty=False, rho='auto', rho_end=None, quotas='equal', tau=.99, tau_agree=None, guesses='own', agree=250, cap=.9, ramp=50, beta=.1, beta_ramp=100, beta_after_ramp=0.,
+    alpha_o=.8, alpha_p=.8, temperature=.5, alpha=4., regions=True, quirk=False, memory=.9999, share_mixes=False, scan_every=1, lean=False)
 _lmnl = _published | dict(epochs=420, heads=1, penalty=True, agree=150, alpha_o=0., alpha_p=0., memory=1.)
 _fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule='triangle', nesterov=True, warmup=.08, agree=.4, ramp=.1, beta_ramp=.17,
     memory='auto', share_mixes=True, scan_every=2, lean=True)
-_small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.15, tau=.9, agree=.6, scan_every=1)
+_small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.15, scan_every=1,
+    rho='seen', tau=.7, agree=.6, cap=1., guesses='both', ramp=.3, beta=1., beta_ramp=.3, beta_after_ramp=1.)
 recipes = dict(published=_published, lmnl=_lmnl, fast=_fast, small=_small)
 
 # %% ../../nbs/27_methods.promix.ipynb #96c9020e
@@ -156,7 +159,7 @@ def negative_entropy(
     log_p = logits.log_softmax(-1)
     return (log_p.exp()*log_p).sum(-1)
 
-# %% ../../nbs/27_methods.promix.ipynb #21405a13
+# %% ../../nbs/27_methods.promix.ipynb #d53f8b21
 class _Scanned:
     "Epochs before there is a choice, and the choice by loss"
     def _warm(self, rate):
@@ -181,7 +184,7 @@ class _Scanned:
         losses = [F.cross_entropy(z, self._codes, reduction='none').cpu().numpy() for z in logits]
         seen = np.mean([clean_rate(y, z.softmax(1).cpu().numpy(), .5 if s.clean is None else 1.) for z in logits])
         s.clean = max(s.clean or 0., float(seen))
-        s.rho = advise(s.clean) if self.rho == 'auto' else float(self.rho)
+        s.rho = advise(s.clean, self.rho == 'auto') if isinstance(self.rho, str) else float(self.rho)
         rho = s.rho + ((s.rho if self.rho_end is None else self.rho_end) - s.rho)*share
         quotas = class_quotas(y, len(self.classes_), rho, self.quotas == 'equal')
         s.base = torch.from_numpy(np.stack([small_loss(l, y, quotas) for l in losses])).to(self._codes.device)
@@ -191,7 +194,7 @@ def _move(optimiser, loss):
     loss.backward()
     optimiser.step()
 
-# %% ../../nbs/27_methods.promix.ipynb #dc044a8c
+# %% ../../nbs/27_methods.promix.ipynb #9708b5b9
 class _Stepped:
     "Learning from a batch"
     def _heads(self, network, x):
@@ -205,7 +208,7 @@ class _Stepped:
         "Logits and targets of mixed images: one mixup and one FMix for all heads, or for each its own"
         for i in range(1 if self.share_mixes else self.heads):
             head = slice(None) if self.share_mixes else slice(i, i + 1)
-            for mixed, targets in (mixup(x, t, g, self.alpha), fmix(x, t, g, quirk=self.quirk)):
+            for mixed, targets in (mixup(x, t, g, self.alpha), *([fmix(x, t, g, quirk=self.quirk)] if self.regions else [])):
                 yield self._heads(network, mixed.contiguous(memory_format=torch.channels_last))[head], targets
 
     def _loss(self, k, weak, xw, xs, known, targets, w, beta, memory):
@@ -243,8 +246,10 @@ class _Stepped:
             set_rate(s.optimiser, rate(i/len(steps)))
             y = self._codes[rows]
             weak = [self._heads(n, xw) for n in s.networks[0].networks]
-            stages = select(s.base[:, rows], [o[0].detach().softmax(1) for o in weak], y, self.tau, cap)
-            targets = [target_codes(y, stage, guess(o[0].detach(), m[0], self.alpha_p)) for stage, o, m in zip(stages, weak, s.marginals)]
+            z = [o[0].detach() for o in weak]
+            stages = select(s.base[:, rows], [l.softmax(1) for l in z], y, self.tau, cap, self.tau_agree)
+            if self.guesses == 'both': z = [sum(z)/2]*2
+            targets = [target_codes(y, stage, guess(l, m[0], self.alpha_p)) for stage, l, m in zip(stages, z, s.marginals)]
             s.stages[:, rows], s.targets[:, rows] = torch.stack(stages).to(s.stages), torch.stack(targets)
             loss = sum(self._loss(k, weak[k], xw, xs, stages[k] > 0, targets[k], w, beta, memory) for k in (0, 1))
             _move(s.optimiser, loss)
@@ -252,11 +257,11 @@ class _Stepped:
         counts = {name: float((s.stages == i).sum())/2 for i, name in ((1, 'n_by_loss'), (2, 'n_by_confidence'), (3, 'n_by_agreement'))}
         return dict(loss=float(total)/(2*len(steps)), n_clean=sum(counts.values()), **counts, images=2*sum(map(len, steps)))
 
-# %% ../../nbs/27_methods.promix.ipynb #de1a77ba
+# %% ../../nbs/27_methods.promix.ipynb #1d10a927
 @dataclass(eq=False, repr=False)
 class ProMix(_Scanned, _Stepped, ImageMethod):
     "Two networks that choose as many right labels as they can (Xiao et al. 2023)"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 10,000 images, else 'fast'
+    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 20,000 images, else 'fast'
     setting: str|None = None # a row of `settings`
     network: str|None = None # None for the recipe's, and so for all that follow
     epochs: int|None = None
@@ -269,10 +274,12 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
     heads: int|None = None # 2, or 1 for the form without pseudo head
     warmup: float|None = None # epochs, or a share of the run
     penalty: bool|None = None # on sure predictions in the warm-up
-    rho: float|str|None = None # share chosen by loss; 'auto' for `advise`
+    rho: float|str|None = None # share chosen by loss; 'auto' for `advise`, 'seen' for `advise` without caution
     rho_end: float|None = None # what it becomes while w rises; None for no change
     quotas: str|None = None # 'equal' for each class, or by its 'size'
     tau: float|None = None # confidence above which labels are chosen
+    tau_agree: float|None = None # confidence above which guesses are; None for tau
+    guesses: str|None = None # new labels from each network's 'own' prediction, or from the mean of 'both'
     agree: float|None = None # last epochs, or share of the run, in which agreement counts
     cap: float|None = None # share of a batch up to which agreement adds examples
     ramp: float|None = None # epochs, or share of the run, in which w rises to 1
@@ -283,6 +290,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
     alpha_p: float|None = None # and in guesses
     temperature: float|None = None # of guesses for what is not chosen
     alpha: float|None = None # of mixup
+    regions: bool|None = None # FMix beside mixup
     quirk: bool|None = None # the spectrum of the published FMix
     memory: float|str|None = None # of the marginals, for each step; 'auto': half is forgotten in 6 % of the run
     share_mixes: bool|None = None # one mixup and one FMix for both heads
@@ -299,7 +307,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
 
     def _options(self, n):
         "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 10_000 else 'fast'
+        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 20_000 else 'fast'
         if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
         options = dict(self.recipes[recipe])
         if self.setting is not None:
@@ -311,11 +319,12 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
 
     def _check(self):
         if self.heads not in (1, 2): raise NoisynbError(f'heads is {self.heads!r}; give 1 or 2')
-        if self.quotas not in ('equal', 'size'): raise unknown('quotas', self.quotas, ('equal', 'size'))
+        for k, known in ('quotas', ('equal', 'size')), ('guesses', ('own', 'both')):
+            if getattr(self, k) not in known: raise unknown(k, getattr(self, k), known)
         free, share = math.inf, ('rho', 'rho_end', 'cap', 'memory')
-        for k in ('warmup', 'agree', 'ramp', 'beta_ramp', 'beta', 'beta_after_ramp', 'alpha_o', 'alpha_p', 'tau', *share):
+        for k in ('warmup', 'agree', 'ramp', 'beta_ramp', 'beta', 'beta_after_ramp', 'alpha_o', 'alpha_p', 'tau', 'tau_agree', *share):
             v = getattr(self, k)
-            if v is None and k == 'rho_end' or v == 'auto' and k in ('rho', 'memory'): continue
+            if v is None and k in ('rho_end', 'tau_agree') or v == 'auto' and k in ('rho', 'memory') or v == 'seen' and k == 'rho': continue
             if not isinstance(v, (int, float)) or not 0 <= v <= (1 if k in share else free): raise NoisynbError(f'{k} is {v!r}; give a number from 0' + ' to 1'*(k in share))
         for k in 'temperature', 'alpha', 'scan_every':
             v = getattr(self, k)

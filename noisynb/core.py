@@ -150,13 +150,13 @@ def fingerprint(
         for i in range(0, len(a) if a.ndim else 1, step): h.update(np.ascontiguousarray(a[i:i + step] if a.ndim else a).reshape(-1).view(np.uint8))
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #873c1995
+# %% ../nbs/00_core.ipynb #4ba40159
 def _text(v):
     "A value as a reader wants to see it"
     if v is None: return ''
     if hasattr(v, 'item') and not getattr(v, 'ndim', 1): v = v.item() # a NumPy scalar
     if isinstance(v, bool): return 'yes' if v else 'no'
-    if isinstance(v, float): return f'{v:.4f}' if 1e-3 <= abs(v) < 1e3 or v == 0 else f'{v:.4g}'
+    if isinstance(v, float): return f'{v:.4f}' if 1e-3 <= abs(v) < 10 or v == 0 else f'{v:.4g}' if abs(v) >= 10 else f'{v:.3g}'
     return f'{v:,}' if isinstance(v, int) else str(v)
 
 class Table:
@@ -173,7 +173,8 @@ class Table:
         caption = f'<caption{left}>{html.escape(self.caption)}</caption>' if self.caption else ''
         rows = ''.join(f'<tr><th scope="row"{left}>{r[0]}</th>' + ''.join(f'<td>{c}</td>' for c in r[1:]) + '</tr>' for r in body)
         top = ''.join(f'<th scope="col"{left*(not i)}>{c.replace("_", "_<wbr>")}</th>' for i, c in enumerate(head)) # long names may break
-        return f'<table>{caption}<thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
+        wide = ' style="font-size:.85em"'*(len(head) > 9)
+        return f'<table{wide}>{caption}<thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
 
     def __repr__(self):
         cells = self._cells()

@@ -15,6 +15,7 @@ import pytest
 
 if os.environ.get('NOISYNB_BROWSER', '') in ('', '0'): pytest.skip('runs for minutes in a browser: make test-browser', allow_module_level=True)
 webdriver = pytest.importorskip('selenium.webdriver', reason="no selenium: pip install -e '.[browser]'")
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -53,7 +54,9 @@ def wait(chrome, what, ready, seconds=patience):
     "What `ready()` returns, once it is true"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := ready(): return found
+        try:
+            if found := ready(): return found
+        except StaleElementReferenceException: pass   # drawn again in the meantime
         time.sleep(.3)
     picture(chrome, 'timeout')
     pytest.fail(f'{what}: not within {seconds} s')
@@ -149,6 +152,12 @@ class Lab:
     def command(self, name, args=None): return self.chrome.execute_async_script('const [n, a, done] = arguments; jupyterapp.commands.execute(n, a).then(() => done(null), e => done(String(e)))', name, args or {})
     def find(self, css): return self.chrome.find_elements(By.CSS_SELECTOR, css)
 
+    def click(self, css, start=''):
+        "Click the first such element that is shown, if there is one"
+        there = [e for e in self.find(css) if e.is_displayed() and e.text.startswith(start)][:1]
+        for e in there: e.click()
+        return there
+
     def open(self, notebook):
         "Open one notebook, as it lies in the repository"
         size(self.chrome, 1280)
@@ -160,8 +169,8 @@ class Lab:
 
     def menu(self, menu, command):
         "Choose a command from the menu bar"
-        next(e for e in self.find('.lm-MenuBar-itemLabel') if e.text == menu).click()
-        wait(self.chrome, f'menu {menu}', lambda: [e for e in self.find(f'.lm-Menu-item[data-command="{command}"]') if e.is_displayed()])[0].click()
+        wait(self.chrome, f'menu {menu}', lambda: self.click('.lm-MenuBar-itemLabel', menu))
+        wait(self.chrome, command, lambda: self.click(f'.lm-Menu-item[data-command="{command}"]'))
 
     def run_all(self):
         "Run > Run All Cells, and wait: every code cell is numbered and none is waiting"
@@ -267,7 +276,7 @@ def pictures(notebook): return [o for c in notebook['cells'] for o in c.get('out
 def test_run_method_with_another_method(lab):
     from noisynb.core import Result
     lab.open('run_method.ipynb')
-    wait(lab.chrome, 'the parameters', lambda: [e for e in lab.find('.jp-Notebook .cm-line') if e.text.startswith('method:')])[0].click()
+    wait(lab.chrome, 'the parameters', lambda: lab.click('.jp-Notebook .cm-line', 'method:'))
     webdriver.ActionChains(lab.chrome).send_keys(Keys.HOME).key_down(Keys.SHIFT).send_keys(Keys.END).key_up(Keys.SHIFT).send_keys("method: str = 'knn'").perform()
     picture(lab.chrome, 'lab-run_method-typed')
     lab.run_all()

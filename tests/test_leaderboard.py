@@ -101,7 +101,7 @@ def test_page_by_hand(tmp_path):
     assert (first['Published'].get_text('|'), second['Published'].get_text()) == (f'90.0{thin}|Somebody', '–') and 'Published' not in other.get_text()
     assert [td.get_text() for td in other.tbody.find_all('td')][:5] == ['1', '–', '', '0.950', '0.920'] and other.tbody.find_all('td')[5]['data-v'] == ''
     cells = {tr.th.get_text(): [td.get_text(' ') for td in tr.find_all('td')] for tr in overview.tbody.find_all('tr')}
-    assert cells == {'k-NN': [f'93.0{thin} n\u202f=\u202f1', '–'], 'WANN': [f'92.0{thin} ± 2.6{thin} n\u202f=\u202f3', '–'], 'CrossEntropy': ['–', '– n\u202f=\u202f1']}
+    assert cells == {'k-NN': [f'93.0{thin} n\u202f=\u202f1', '–'], 'WANN': [f'92.0{thin} ± 2.6{thin} n\u202f=\u202f3', '–'], 'Cross entropy': ['–', '– n\u202f=\u202f1']}
     assert [td.get_text(' ') for td in overview.select('td.best')][0] == f'93.0{thin} n\u202f=\u202f1'
 
 

@@ -190,4 +190,4 @@ def test_the_wheel_holds_everything(tmp_path):
     subprocess.run([sys.executable, '-c', 'from setuptools.build_meta import build_wheel; build_wheel("dist")'], cwd=tmp_path, check=True, capture_output=True)
     with ZipFile(next((tmp_path/'dist').glob('*.whl'))) as z: inside = {n for n in z.namelist() if n.startswith('noisynb/')}
     ours = {here(p) for p in (root/'noisynb').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
-    assert inside == ours | {f'noisynb/notebooks/{n}.ipynb' for n in ('run_method', 'audit_labels')}
+    assert inside == ours | {f'noisynb/notebooks/{n}.ipynb' for n in ('run_method', 'audit_labels', 'compare_methods')}

@@ -75,7 +75,7 @@ def test_select(tmp_path):
 
 def test_names_say_what_differs(tmp_path):
     (s,) = compare.select(str(keep(tmp_path, record(), record(embedding='b0.npz'), record(options={'k_max': 31}), record('ce', embedding=None))))
-    assert sorted(s.runs) == ['CrossEntropy', 'WANN (k_max 31) on raw', 'WANN on b0.npz', 'WANN on raw']
+    assert sorted(s.runs) == ['Cross entropy', 'WANN (k_max 31) on raw', 'WANN on b0.npz', 'WANN on raw']
 
 
 # tests of difference
@@ -207,7 +207,7 @@ def test_page_from_the_command(tmp_path, capsys, monkeypatch):
     page = BeautifulSoup(text, 'html.parser')
     assert page.h1.get_text() == 'Methods compared: digits, 40\u202f% instance-dependent noise' and len(text) < 300_000 and not page.find('script')
     said = page.get_text(' ')
-    assert 'k-NN' in said and 'CrossEntropy' in said and 'p, images' in said and 'test images that all 2 methods mistake' in said and str(tmp_path) not in text
+    assert 'k-NN' in said and 'Cross entropy' in said and 'p, images' in said and 'test images that all 2 methods mistake' in said and str(tmp_path) not in text
     assert all(th.get_text(strip=True) for th in page.find_all('th')) and all(len(i['alt']) > 5 for i in page.find_all('img')) and len(page.find_all('img')) >= 3
     assert 'Traceback' not in text and not page.select('.stderr')
 

@@ -279,7 +279,7 @@ def _mend(page: str) -> str:
     if soup.h1: soup.title.string = soup.h1.get_text(' ', strip=True)
     return str(soup)
 
-# %% ../nbs/32_reports.ipynb #42838c52
+# %% ../nbs/32_reports.ipynb #14d283e1
 def setting(result) -> str:
     "What runs must share to be compared: data, noise, sizes"
     return json.dumps([result.get(k) for k in ('dataset', 'noise_type', 'noise_rate', 'n_train', 'n_classes', 'imbalance')])
@@ -291,7 +291,8 @@ def entry(result) -> str:
 
 def heading(result) -> str:
     "The noisy data set in words"
-    return re.sub(r', seed \d+$', '', describe(result).split(' on ', 1)[1])
+    fewer = re.search(r'-p n_train (\d+)', result['provenance']['command'] or '')
+    return re.sub(r', seed \d+$', '', describe(result).split(' on ', 1)[1]) + (f', {int(fewer[1]):,} images' if fewer else '')
 
 def gather(
     where, # a folder, or paths of records

@@ -205,7 +205,7 @@ def test_page_from_the_command(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == 'page      r/d/compare.html\n' and sorted(p.suffix for p in (tmp_path/'r/d').iterdir()) == ['.html'] + ['.json']*5
     text = (tmp_path/'r/d/compare.html').read_text()
     page = BeautifulSoup(text, 'html.parser')
-    assert page.h1.get_text() == 'Methods compared: digits, 40\u202f% instance-dependent noise' and len(text) < 300_000 and not page.find('script')
+    assert page.h1.get_text() == 'Methods compared: digits, 40\u202f% instance-dependent noise, 300 images' and len(text) < 300_000 and not page.find('script')
     said = page.get_text(' ')
     assert 'k-NN' in said and 'Cross entropy' in said and 'p, images' in said and 'test images that all 2 methods mistake' in said and str(tmp_path) not in text
     assert all(th.get_text(strip=True) for th in page.find_all('th')) and all(len(i['alt']) > 5 for i in page.find_all('img')) and len(page.find_all('img')) >= 3

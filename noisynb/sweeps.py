@@ -43,7 +43,7 @@ def _alive(pid, started):
         return abs(p.create_time() - started) < 2 and p.status() != psutil.STATUS_ZOMBIE
     except psutil.Error: return False
 
-# %% ../nbs/33_sweeps.ipynb #ab251307
+# %% ../nbs/33_sweeps.ipynb #d43f0504
 class Ledger:
     "The state of a sweep, in files: claims, failures, and how long runs took"
     def __init__(self, out):
@@ -63,9 +63,9 @@ class Ledger:
         import psutil
         return json.dumps(dict(host=self.host, pid=pid, started=psutil.Process(pid).create_time()))
 
-    def busy(self, key)->bool:
+    def busy(self, key, held=None)->bool:
         "Whether a living process holds the run"
-        held = self._held(key)
+        held = self._held(key) if held is None else held
         if not held: return False
         try:
             age = self._age(held[-1])
@@ -82,8 +82,8 @@ class Ledger:
 
     def claim(self, key)->bool:
         "Take the run, if nobody alive has it: one of all who try at once succeeds"
-        if self.busy(key): return False
-        held = self._held(key)
+        held = self._held(key) # looked at once: who looked at the same files tries to make the same next one
+        if self.busy(key, held): return False
         path = self.claims/f'{key}.{int(held[-1].suffix[1:]) + 1 if held else 1}'
         try: f = open(path, 'x')
         except FileExistsError: return False

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['echomods', 'EchoMod', 'Identity', 'make_echomod', 'Diffusion', 'proxies', 'echo_cache']
 
-# %% ../nbs/18_echomod.ipynb #4e2f55cb
+# %% ../nbs/18_echomod.ipynb #ab7029a5
 import copy, hashlib, importlib, io, json, math, os, shutil
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,9 +21,9 @@ from .early import EarlyNetwork, believe, check_set, cosine, image_set, neighbou
 from .networks import EMA
 from .training import Schedule, State, autocast, batches, processor_threads, read_checkpoint, set_rate, train, write_checkpoint
 
-# %% ../nbs/18_echomod.ipynb #300b4a91
+# %% ../nbs/18_echomod.ipynb #d28181c6
 @dataclass(eq=False, repr=False)
-class EchoMod:
+class EchoMod(ABC):
     "Edits images toward labels; what is the same for all kinds"
     random_state: int = 0 # of everything random
     device: str = 'auto' # 'auto', 'cpu' or 'cuda'
@@ -71,7 +72,8 @@ class EchoMod:
         return self._mark
 
     def _fit(self, images, given, trust): "Learn; `trust` is None or an array"
-    def _edit(self, images, labels, rows): raise NotImplementedError
+    @abstractmethod
+    def _edit(self, images, labels, rows): "The echoes of checked images"
     def _state(self): return [] # arrays and texts: what was learnt
 
 # %% ../nbs/18_echomod.ipynb #425fbb0a

@@ -175,20 +175,19 @@ class Job:
         more = [f'{k} {v}' for k, v in said.items() if k in ('embedding', 'n_train', 'imbalance', 'epochs', 'time_budget', 'options') and v and v != settings()[k]]
         return ', '.join([f'{p["method"]} on {Path(said["dataset"]).stem}', noise, *more, f'seed {p["seed"]}'])
 
-# %% ../nbs/31_grids.ipynb #aa6d0e8f
+# %% ../nbs/31_grids.ipynb #42275393
 def read_grid(
     path, # .toml, .json or .yaml
 )->dict:
     "The grid in a file"
+    import yaml
     path = Path(path)
     try:
         text = path.read_text(encoding='utf-8')
         if path.suffix == '.toml': found = tomllib.loads(text)
-        else:
-            import yaml
-            found = yaml.safe_load(text)
+        else: found = yaml.safe_load(text)
     except FileNotFoundError: raise NoisynbError(f'there is no grid file {path}') from None
-    except (OSError, ValueError, ImportError) as e: raise NoisynbError(f'{path} cannot be read as a grid: {e}') from None
+    except (OSError, ValueError) as e: raise NoisynbError(f'{path} cannot be read as a grid: {e}') from None
     except yaml.YAMLError as e: raise NoisynbError(f'{path} is not YAML or JSON: {" ".join(str(e).split())}') from None
     if not isinstance(found, dict): raise NoisynbError(f'{path} holds no grid; write a section [grid] with lists of values')
     return found

@@ -134,7 +134,7 @@ def _overview(tables, folder) -> str:
 
 def _short(name) -> str: return name if len(name) <= 18 else name[:17] + '…'
 
-# %% ../nbs/36_leaderboard.ipynb #87f56293
+# %% ../nbs/36_leaderboard.ipynb #256a974e
 _nothing = ('knn', 'ce')   # what doing nothing about the noise gives
 
 def _mark(kind, hollow, x, y, title) -> str:
@@ -162,7 +162,7 @@ def _figure(tables) -> str:
         told.append(f'{name}: best {said} with {percent(_mean(ordered[0]))}, last {entry_name(ordered[-1][0][1])} with {percent(_mean(ordered[-1]))}')
     key = ''.join(_mark(k, o, x, bottom + 41, t) + f'<text x="{x + 10}" y="{bottom + 45}">{t}</text>' for k, o, x, t in
                   (('e', False, 6, 'on embeddings'), ('i', False, 126, 'network on images'), ('e', True, 272, 'plain votes'), ('i', True, 374, 'plain cross-entropy')))
-    axis = f'<text x="{right + 14}" y="{bottom + 16}">test accuracy in %</text>'
+    axis = f'<text x="{right + 24}" y="{bottom + 16}">test accuracy in %</text>'
     return (f'<figure><div class="scroll" role="region" tabindex="0" aria-label="Figure: accuracy of every method"><svg viewBox="0 0 880 {bottom + 54}" role="img" aria-label="{_e(". ".join(told))}.">'
             + '\n'.join(lines) + key + axis + '</svg></div><figcaption>Mean accuracy of every method on every noisy data set. Named on the right: the best mean, with its spread over seeds. '
             'Whether the difference to the next is more than chance is what <code>noisynb compare</code> tests.</figcaption></figure>')

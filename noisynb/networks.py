@@ -6,19 +6,20 @@
 __all__ = ['networks', 'Network', 'conv3', 'conv1', 'PreActBlock', 'BasicBlock', 'ResNet', 'VGG19', 'SmallCNN', 'TimmNetwork',
            'default_network', 'make_network', 'cost', 'EMA']
 
-# %% ../nbs/13_networks.ipynb #9be9ac2c
+# %% ../nbs/13_networks.ipynb #3dac4bd4
 import copy, difflib, inspect
+from abc import ABC, abstractmethod
 import torch
 from torch import nn
 from torch.nn import functional as F
 from .core import NoisynbError, load_torchvision, require, torch_generator, unknown
 
-# %% ../nbs/13_networks.ipynb #4e373672
-class Network(nn.Module):
+# %% ../nbs/13_networks.ipynb #ec50e1e4
+class Network(nn.Module, ABC):
     "A classifier in two parts: `features`, and a linear `head` on them"
+    @abstractmethod
     def features(self, x):
         "Images (b, channels, size, size) to vectors (b, head.in_features)"
-        raise NotImplementedError
 
     def forward(self, x):
         "Images to logits (b, n_classes)"

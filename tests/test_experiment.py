@@ -281,3 +281,14 @@ def test_symmetric_noise_that_may_draw_the_true_class():
     assert 'Labels drawn anew' in repr(reports.data_facts(r)) and 'Labels drawn anew' not in repr(reports.data_facts(plain))
     assert cli.default_output(dict(asked, method='wann', dataset='digits')).parent.as_posix() == 'reports/digits/symmetric-included-0.5'
     with pytest.raises(NoisynbError, match='1.5'): run(**dict(asked, noise_rate=1.5))
+
+def test_the_control_of_a_method_stands_beside_it():
+    "EchoAlign is always shown with the same pipeline without echoes; the control has none of its own"
+    few = dict(method='echoalign', dataset='digits', n_train=200, epochs=2, seed=1)
+    this, alone = run(**few, options=dict(echomod='identity')), run(**few, options=dict(echomod='identity', mode='control'))
+    assert this.result['baseline_accuracy'] == {'control': alone.result['test_accuracy']} and alone.result['baseline_accuracy'] == {}
+    assert this.baselines['control'].mode == 'control' and this.model.mode != 'control'
+
+def test_published_figures_need_the_whole_data_set():
+    same = dict(method='dividemix', dataset='cifar10', noise_type='symmetric-included', noise_rate=.5, n_train=50_000)
+    assert published_for(same)[0] == .946 and published_for(same | dict(n_train=5_000))[0] is None and published_for(same | dict(noise_type='symmetric'))[0] is None

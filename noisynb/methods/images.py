@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check_images', 'Workshop', 'ImageMethod']
 
-# %% ../../nbs/21_methods.images.ipynb #110a4228
+# %% ../../nbs/21_methods.images.ipynb #974bd892
 import math
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
@@ -115,9 +116,9 @@ class Workshop:
         vars(self).pop('_networks', None)
         super()._restore(fitted)
 
-# %% ../../nbs/21_methods.images.ipynb #f6acc872
+# %% ../../nbs/21_methods.images.ipynb #0202603c
 @dataclass(eq=False, repr=False)
-class ImageMethod(Workshop, NoisyLabelClassifier):
+class ImageMethod(Workshop, NoisyLabelClassifier, ABC):
     "Networks that learn from images with labels that may be wrong"
     network: str = 'auto' # a name in noisynb.networks; 'auto' for one that suits images and device
     network_options: dict | None = None # for make_network
@@ -143,21 +144,21 @@ class ImageMethod(Workshop, NoisyLabelClassifier):
     def _check(self):
         "Refuse options that make no sense; for methods to extend"
 
+    @abstractmethod
     def _build(self):
         "Fill `self._state`, at least `self._state.networks`, the list of those that predict"
-        raise NotImplementedError
 
     def _predicting(self):
         "The networks that predict"
         return self._state.networks
 
+    @abstractmethod
     def _epoch(self, epoch, rate):
         "Train for one epoch, from 0; return a row of the history with `loss`, and `images`, how many were trained on"
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self):
         "Set `label_quality_`, `quality_threshold_`, `corrected_labels_`"
-        raise NotImplementedError
 
     def fit(self,
         X, # (n, h, w, c) uint8 images

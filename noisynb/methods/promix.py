@@ -6,7 +6,7 @@
 __all__ = ['settings', 'recipes', 'published', 'debias', 'guess', 'soft_cross_entropy', 'follow', 'select', 'target_codes',
            'ramp', 'rest_weight', 'clean_rate', 'advise', 'Pair', 'negative_entropy', 'ProMix']
 
-# %% ../../nbs/27_methods.promix.ipynb #0ea6f945
+# %% ../../nbs/27_methods.promix.ipynb #56abeb50
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ..augment import fmix, mixup
 from ..core import NoisynbError, unknown
 from .images import ImageMethod
-from ..networks import Network
 from ..selection import agreement, class_quotas, matched_confidence, small_loss
 from ..training import Schedule, autocast, batches, evaluate, set_rate
 
@@ -140,8 +139,8 @@ published = [dict(form='paper', dataset=d, noise_type=kind, noise_rate=r, last=l
     dict(form=form, dataset='cifar100n' if kinds == 'noisy' else 'cifar10n', noise_type=kind, noise_rate=None, last=l, best=None, deviation=s)
     for form, kinds, means, deviations in _human for kind, l, s in zip(kinds.split(), means, deviations)]
 
-# %% ../../nbs/27_methods.promix.ipynb #26d3a68d
-class Pair(Network):
+# %% ../../nbs/27_methods.promix.ipynb #d33f9098
+class Pair(nn.Module):
     "Several networks as one, by the mean of their logits"
     def __init__(self, networks):
         super().__init__()

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['recipes', 'stratified_places', 'validation_rows', 'train_probes', 'LinearProbe']
 
-# %% ../../nbs/22_methods.linear.ipynb #70a6fcc6
+# %% ../../nbs/22_methods.linear.ipynb #fecd4fa8
 import math, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from itertools import islice
+from contextlib import closing, contextmanager, nullcontext
+from itertools import count, islice
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, generator, live_table, pick_device, unknown
@@ -47,7 +47,7 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/22_methods.linear.ipynb #a5523691
+# %% ../../nbs/22_methods.linear.ipynb #6c4e640d
 @_one_thread()
 def train_probes(
     Z, # (n, d) float32 tensor: rows to learn from, then rows to stop by
@@ -74,60 +74,71 @@ def train_probes(
     batch_size, best, scores, best_epochs = min(batch_size, n_learn), W.clone(), np.full(M, -np.inf), np.zeros(M, int)
     known, gradient, as_loss = logit_gradient(loss, y, looks, n_learn, C, batch_size)
     penalised, tensors = torch.is_tensor(loss.penalty([W])), [[a] for a in (W, G, m, v)]
-    alive, history, ended = np.ones(M, bool), [], 'epochs'
-    for epoch in range(1, epochs + 1):
-        values = []
-        for part in passes(Z, known, n_learn, batch_size, steps, epoch, rng):
-            if values and time.perf_counter() > deadline: break
-            for x, xT, step, *facts in part:
-                value, g, scale = gradient(torch.mm(W, xT), *facts)
-                values.append(value)
-                torch.addmm(G, g, x, beta=0, alpha=scale, out=G)
-                if penalised:
-                    p = W.detach().requires_grad_()
-                    G += torch.autograd.grad(loss.penalty([p]), p)[0]
-                torch._fused_adam_(*tensors, [], [step], **adam) # what torch.optim.Adam calls, without its own overhead
-        found = validate(Z[n_learn:], y[n_learn:], looks[:, n_learn:], W, loss)
-        score = np.where(np.isnan(found['accuracy']), epoch, found['accuracy'] if stop_by == 'accuracy' else -found['loss']) # nothing to stop by: the last is the best
-        better = alive & (score > scores)
-        best = torch.where(torch.from_numpy(better.repeat(C)).to(device)[:, None], W, best)
-        scores[better], best_epochs[better] = score[better], epoch
-        if alive[0]:
-            history.append(dict(epoch=epoch, loss=float(as_loss(torch.cat(values, -1)[0]).mean())) | {f'validation_{k}': float(v[0]) for k, v in found.items() if n > n_learn})
-            report(**history[-1])
-        alive &= epoch - best_epochs < patience
-        if time.perf_counter() > deadline: ended = 'time'; break
-        if not alive.any(): break
+    alive, history, ended, done = np.ones(M, bool), [], 'epochs', 0
+    parts, in_epoch = passes(Z, known, n_learn, batch_size, steps, rng)
+    with closing(parts):
+        for epoch in range(1, epochs + 1):
+            values = []
+            for batches, facts in islice(parts, in_epoch):
+                if values and time.perf_counter() > deadline: break
+                answers = []
+                for step, (x, xT, *its_facts) in zip(torch.arange(done + 1., done + 1 + len(batches), device=device).unbind(), batches):
+                    answer, g, scale = gradient(torch.mm(W, xT), *its_facts)
+                    answers.append(answer)
+                    torch.addmm(G, g, x, beta=0, alpha=scale, out=G)
+                    if penalised:
+                        p = W.detach().requires_grad_()
+                        G += torch.autograd.grad(loss.penalty([p]), p)[0]
+                    torch._fused_adam_(*tensors, [], [step], **adam) # what torch.optim.Adam calls, without its own overhead
+                values.append(as_loss(torch.cat(answers, -1), *facts))
+                done += len(batches)
+            found = validate(Z[n_learn:], y[n_learn:], looks[:, n_learn:], W, loss)
+            score = np.where(np.isnan(found['accuracy']), epoch, found['accuracy'] if stop_by == 'accuracy' else -found['loss']) # nothing to stop by: the last is the best
+            better = alive & (score > scores)
+            best = torch.where(torch.from_numpy(better.repeat(C)).to(device)[:, None], W, best)
+            scores[better], best_epochs[better] = score[better], epoch
+            if alive[0]:
+                history.append(dict(epoch=epoch, loss=float(torch.cat(values, -1)[0].mean())) | {f'validation_{k}': float(v[0]) for k, v in found.items() if n > n_learn})
+                report(**history[-1])
+            alive &= epoch - best_epochs < patience
+            if time.perf_counter() > deadline: ended = 'time'; break
+            if not alive.any(): break
     return best.view(M, C, d), history, best_epochs, ended if alive[0] else 'patience'
 
-# %% ../../nbs/22_methods.linear.ipynb #8ede73f2
-def passes(Z, known, n_learn, batch_size, steps, epoch, rng):
-    "An epoch of at least `steps` batches, a few at a time: of each its rows, the same as columns, the number of the step, and what is `known`"
+# %% ../../nbs/22_methods.linear.ipynb #ed5fa253
+def passes(Z, known, n_learn, batch_size, steps, rng):
+    "An endless stream of parts of the data, as `read_ahead` gives them, and how many make an epoch of at least `steps` batches"
     import torch
-    each = -(-n_learn//batch_size)
-    times = -(-steps//each)
-    for turn in range((epoch - 1)*times, epoch*times):
-        order = torch.from_numpy(rng.permutation(n_learn)).to(Z.device)
-        numbers = iter(torch.arange(turn*each + 1., turn*each + each + 1, device=Z.device).unbind())
-        for X, *facts in read_ahead(Z, known, order, batch_size):
-            yield zip(X.split(batch_size), X.T.split(batch_size, 1), islice(numbers, -(-len(X)//batch_size)), *(a.split(batch_size, -1) for a in facts))
+    size = min(int(n_learn), batch_size*max(1, 2**19//(batch_size*Z.shape[1]))) # 2 MiB
+    def orders():
+        while True: yield from torch.from_numpy(rng.permutation(n_learn)).to(Z.device).split(size)
+    return read_ahead(Z, known, orders(), size, batch_size), -(-steps//-(-n_learn//batch_size))*-(-n_learn//size)
 
-def read_ahead(Z, known, order, batch_size):
-    "Rows of `Z` in that order and what is `known` of them, a few batches at a time, the next ones read by another thread meanwhile"
+def read_ahead(Z, known, orders, size, batch_size):
+    """For each of these orders its batches (rows, the same as columns, and what is `known` of them) and what is known of all.
+    Another thread reads the next two meanwhile; as cutting a part into batches takes longer than filling it, parts lie where others lay before"""
     import torch
-    size = min(len(order), batch_size*max(1, 2**19//(batch_size*Z.shape[1]))) # 2 MiB
-    parts, buffers = order.split(size), torch.empty(3, size, Z.shape[1], device=Z.device)
-    read = lambda i: (torch.index_select(Z, 0, parts[i], out=buffers[i % 3, :len(parts[i])]), *known(parts[i]))
+    buffers, parts = torch.from_numpy(np.empty((3, size, Z.shape[1]), np.float32)).to(Z.device), {}
+    def read(i):
+        rows = next(orders)
+        facts, place = known(rows), (i % 3, len(rows))
+        if place not in parts:
+            parts[place] = part = [buffers[i % 3, :len(rows)], *(a.clone() for a in facts)]
+            part.append(list(zip(part[0].split(batch_size), part[0].T.split(batch_size, 1), *(a.split(batch_size, -1) for a in part[1:]))))
+        X, *kept, batches = parts[place]
+        torch.index_select(Z, 0, rows, out=X)
+        for a, b in zip(kept, facts): a.copy_(b)
+        return batches, kept
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        ahead = [pool.submit(read, i) for i in range(len(parts[:2]))]
-        for i in range(2, len(parts) + 2):
-            found = ahead.pop(0).result() # what was yielded before is done with, and its buffer is free
-            if i < len(parts): ahead.append(pool.submit(read, i))
+        ahead = [pool.submit(read, i) for i in range(2)]
+        for i in count(2):
+            found = ahead.pop(0).result() # what was yielded before is done with, and its place is free
+            ahead.append(pool.submit(read, i))
             yield found
 
 def logit_gradient(loss, y, looks, n_learn, C, batch_size):
-    """What is to be known of rows: tensors with a column for each. From these and logits (models*C, b): values (.., b), their gradients (models*C, b)
-    and what these count. And what makes losses of values"""
+    """What is to be known of rows: tensors with a column for each. From these and logits (models*C, b): answers (.., b), gradients (models*C, b)
+    and what these count. From answers and what is known: losses (.., b)"""
     import torch
     (M, n), device = looks.shape, y.device
     if loss.name == 'ce': # known in closed form: the chances, less one at the label
@@ -138,8 +149,8 @@ def logit_gradient(loss, y, looks, n_learn, C, batch_size):
         def ce(z, t, label, w=None):
             p = torch.softmax(z if M == 1 else z.view(M, C, -1), -2)
             g = p - label if even else (p - label).mul_(w)
-            return p.gather(-2, t), g if M == 1 else g.view(M*C, -1), 1/g.shape[-1] if even else 1.
-        return known, ce, lambda p: -p.clamp(min=1e-38).log()
+            return p, g if M == 1 else g.view(M*C, -1), 1/g.shape[-1] if even else 1.
+        return known, ce, lambda p, t, *_: -p.gather(-2, t).clamp(min=1e-38).log()
     whole, own = torch.is_tensor(loss.batch(torch.zeros(2, C, device=device))), n*torch.arange(M, device=device)[:, None]
     def known(rows): return y[rows].expand(M, 1, -1), rows, batch_weights(looks[:, rows], batch_size)[:, None]
     def any_loss(z, t, rows, w):
@@ -148,7 +159,7 @@ def logit_gradient(loss, y, looks, n_learn, C, batch_size):
         total = v @ w.reshape(-1)
         if whole: total = total + sum(loss.batch(a[b[0]]) for a, b in zip(z.view(M, -1, C), w > 0)) # of each model's own rows
         return v.detach().view(M, 1, -1), torch.autograd.grad(total, z)[0].view(M, -1, C).transpose(1, 2).reshape(M*C, -1), 1.
-    return known, any_loss, lambda v: v
+    return known, any_loss, lambda v, *_: v
 
 def batch_weights(looks, batch_size):
     "What each row counts for each model (models, n), so that the rows a model may see sum to one in every batch"

@@ -95,13 +95,13 @@ class VGG19(Network):
 
     def features(self, x): return self.hidden(self.trunk(x))
 
-# %% ../nbs/13_networks.ipynb #b039d35b
+# %% ../nbs/13_networks.ipynb #d15839fa
 class SmallCNN(Network):
-    "Three convolutions"
+    "Three convolutions, or four from 16 pixels on"
     def __init__(self, n_classes, in_channels, size, widths=None):
         super().__init__()
         if size < 4: raise NoisynbError(f'small-cnn needs images of at least 4 pixels, and size is {size}')
-        widths, layers = widths or ((32, 64, 64) if size < 16 else (16, 32, 64)), []
+        widths, layers = widths or ((32, 64, 64) if size < 16 else (24, 48, 96, 96)), []
         for i, (inside, outside) in enumerate(zip((in_channels, *widths), widths)):
             layers += [conv3(inside, outside), nn.BatchNorm2d(outside), nn.ReLU()]
             if i < len(widths) - 1 and (i or size >= 16): layers.append(nn.MaxPool2d(2))
@@ -143,14 +143,14 @@ def _resnet34(n_classes, in_channels, size, width=64): return _kaiming(ResNet(Ba
 def _vgg19(n_classes, in_channels, size, hidden=4096, dropout=.5): return _kaiming(VGG19(n_classes, in_channels, size, hidden, dropout))
 _makers = {'preact-resnet18': _preact18, 'preact-resnet18-narrow': _narrow, 'resnet18': _resnet18, 'resnet34': _resnet34, 'vgg19-bn': _vgg19, 'small-cnn': SmallCNN}
 
-# %% ../nbs/13_networks.ipynb #572ee0e4
+# %% ../nbs/13_networks.ipynb #6f764f3f
 networks = {
     'preact-resnet18': 'DivideMix, SMR, LEND: pre-activation, for 32 pixels',
     'preact-resnet18-narrow': 'the same with 16 channels in place of 64, for a processor',
     'resnet18': 'ProMix: post-activation',
     'resnet34': 'post-activation, 34 layers',
     'vgg19-bn': 'Animal-10N: VGG-19 with batch normalisation, for 64 pixels',
-    'small-cnn': 'three convolutions, for 8 to 28 pixels',
+    'small-cnn': 'three or four convolutions, for 8 to 32 pixels',
     'timm:MODEL': 'any network of timm; pretrained=True for its weights',
 }
 

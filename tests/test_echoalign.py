@@ -1,4 +1,4 @@
-"EchoAlign and EchoSelect: the hand values of the specification, what must not change the answer, and the ends of the range"
+"EchoAlign: the hand values of the specification, what must not change the answer, and the ends of the range"
 import dataclasses
 
 import numpy as np
@@ -13,9 +13,7 @@ from noisynb.files import Files
 from noisynb.methods import echoalign as module
 from noisynb.methods import make
 from noisynb.methods.base import load
-from noisynb.methods.baselines import CrossEntropy
-from noisynb.methods.echoalign import (EchoAlign, EchoSelect, TwoPhases, as_quality, cut, cut_by_class, group_weights, keep_share,
-                                       modes, near_votes, network_features, retained, settings, thresholds, trusted)
+from noisynb.methods.echoalign import EchoAlign, TwoPhases, as_quality, group_weights, modes, near_votes, settings, trusted
 from noisynb.training import Schedule
 
 few = hypothesis(max_examples=30, deadline=None)
@@ -23,14 +21,6 @@ seeds = st.integers(0, 10**6)
 
 
 # hand values
-
-def test_1_cosine_and_strict_threshold():
-    before, after = np.array([[1., 0], [3, 4]]), np.array([[1., 1], [3, 4]])
-    found = EchoSelect(threshold=.52).fit(before, after)
-    assert found.similarity_ == pytest.approx([.70710678, 1.], abs=1e-7) and found.keep_.all()
-    assert EchoSelect(threshold=.71).fit(before, after).keep_.tolist() == [False, True]
-    assert not EchoSelect(threshold=1.).fit(before, after).keep_.any()
-    assert not EchoSelect(threshold=1).fit(before, before).keep_.any()
 
 @pytest.mark.parametrize('originals, echoes, weights', [(2, 4, (2/3, 1/3)), (5181, 45000, (.896754, .103246)), (17996, 45000, (.714331, .285669)), (28345, 45000, (.613539, .386461))])
 def test_2_weights(originals, echoes, weights):
@@ -46,28 +36,8 @@ def test_2_mean_of_a_batch():
     own, edited = group_weights(2, 4)
     assert (2*own + 4*edited)/6 == pytest.approx(4/9)
 
-@pytest.mark.parametrize('rate, share', [(0, .9), (.2, .72), (.3, .63), (.4, .52), (.5, .40), (.8, .04), (.85, 0), (1, 0)])
-def test_3_share_that_is_kept(rate, share): assert keep_share(rate) == pytest.approx(share, abs=1e-12)
-
-def test_3_refused():
-    with pytest.raises(NoisynbError, match='noise rate is 1.5'): keep_share(1.5)
-
-@pytest.mark.parametrize('threshold', [*(t for t in thresholds if t[0] in 'mo'), 'quantile:0', .999999, -.5])
-def test_7_equal_scores_keep_everything(threshold):
-    rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
-    assert EchoSelect(threshold=threshold).fit(rows, rows).keep_.all()
-    assert cut([.3], threshold) < .3 or threshold == .999999
-
 def test_9_weights_of_an_empty_group():
     assert group_weights(0, 7) == (1., 1.) and group_weights(7, 0) == (1., 1.)
-
-def test_retained_by_hand():
-    right = np.array([1, 1, 0, 1, 1, 0], bool)
-    score = [.9, .8, .7, .6, .5, .4]
-    assert [retained(score, right, a) for a in (1, .8, .7, .6, 0)] == [2, 5, 5, 6, 6]
-    assert retained(score, ~right, .99) == 0
-    assert retained([.9, .8, .8, .6, .5, .4], right, 1) == 1 # equal scores together
-    assert retained(np.zeros(6), right, .5) == 6 and retained(np.zeros(6), right, .7) == 0
 
 def test_schedule_is_the_published_one():
     rate = TwoPhases(Schedule(.1, 'step', at=settings['cifar10']['at']), 1 - settings['cifar10']['finetune'])
@@ -81,59 +51,6 @@ def test_settings():
     known = {f.name for f in dataclasses.fields(EchoAlign)}
     assert all(set(row) == set(settings['small']) and set(row) <= known and row['mode'] in modes for row in settings.values())
 
-
-# thresholds
-
-def between(s, t): return (s <= t).sum()*(s > t).sum()*(s[s <= t].mean() - s[s > t].mean())**2
-
-def brute_otsu(s):
-    return max(sorted(set(s))[:-1], key=lambda t: between(s, t))
-
-@few
-@given(seeds)
-def test_otsu_agrees_with_brute_force(seed):
-    s = np.random.default_rng(seed).integers(0, 12, 30)/12
-    if np.ptp(s):
-        t, best = cut(s, 'otsu'), brute_otsu(s)
-        assert t == pytest.approx(best) or t in s and between(s, t) == pytest.approx(between(s, best), rel=1e-9)   # two cuts may be equally good
-
-@few
-@given(seeds, st.sampled_from(['mixture', 'otsu', 'quantile:0.4']))
-def test_order_changes_nothing_and_higher_scores_are_kept(seed, threshold):
-    rng = np.random.default_rng(seed)
-    s = np.where(rng.random(60) < .6, rng.normal(.9, .03, 60), rng.normal(.5, .15, 60)).clip(-1, 1)
-    assert cut(rng.permutation(s), threshold) == pytest.approx(cut(s, threshold), abs=1e-9)
-    kept = s > cut(s, threshold)
-    assert kept.any() and (threshold == 'mixture' or not kept.all())
-    assert not kept.any() or kept.all() or s[kept].min() > s[~kept].max()
-
-def test_two_heaps_are_told_apart():
-    rng = np.random.default_rng(0)
-    clean = np.arange(300) < 200
-    s = np.where(clean, rng.normal(.95, .02, 300), rng.normal(.5, .1, 300))
-    for threshold in ('mixture', 'otsu', 'quantile:0.333334'): assert ((s > cut(s, threshold)) == clean).mean() > .98, threshold
-
-def test_quantile_keeps_the_rest():
-    s = np.random.default_rng(0).permutation(10)/10
-    assert [(s > cut(s, f'quantile:{q}')).sum() for q in (0, .3, .5, 1)] == [10, 7, 5, 0]
-    assert cut([.2, .9, .9, .9], 'quantile:0.5') == .2 # equals are kept
-
-@pytest.mark.parametrize('threshold, message', [('gmm', 'no threshold'), ('quantile:2', 'share from 0 to 1'), ('quantile', 'share from 0 to 1'), (None, 'no threshold'), (True, 'no threshold')])
-def test_bad_thresholds(threshold, message):
-    with pytest.raises(NoisynbError, match=message): cut([0., 1.], threshold)
-
-def test_a_threshold_for_each_class():
-    rng = np.random.default_rng(0)
-    codes = np.repeat([0, 1, 3], 40)
-    clean = rng.random(120) < .6
-    s = np.where(clean, .9, .6) - .3*(codes == 1) + rng.normal(0, .01, 120)
-    found = cut_by_class(s, codes, 4, 'otsu')
-    assert ((s > found[codes]) == clean).all() and found[2] == -1
-    rows, turned = np.tile([1., 0], (120, 1)), np.c_[s, np.sqrt(1 - s**2)]
-    select = EchoSelect(threshold='otsu', per_class=True).fit(rows, turned, np.array(list('abxd'))[codes])
-    assert (select.keep_ == clean).all() and select.classes_.tolist() == ['a', 'b', 'd'] and len(select.threshold_) == 3
-    with pytest.raises(NoisynbError, match='needs the given labels'): EchoSelect(per_class=True).fit(rows, turned)
-
 @few
 @given(seeds, st.floats(-1.5, 1.5))
 def test_quality_keeps_order_and_side(seed, tau):
@@ -141,31 +58,6 @@ def test_quality_keeps_order_and_side(seed, tau):
     q = as_quality(s, tau)
     assert ((q >= 0) & (q <= 1)).all() and (np.diff(q) > 0).all()
     assert ((q > .5) == (s > tau)).all()
-
-
-# features
-
-def test_features_of_all_kinds(tmp_path):
-    X, y, _ = stripes()
-    echoes = np.roll(X, 1, 2)
-    model = CrossEntropy(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=1, device='cpu', verbose=False).fit(X, y)
-    flat = lambda images: images.reshape(len(images), -1).astype(np.float32)
-    found = {name: EchoSelect(f).fit(X, echoes).similarity_ for name, f in dict(raw='raw', function=flat, network=model, pca='pca:4').items()}
-    assert found['raw'] == pytest.approx(found['function'], abs=1e-5)
-    network = model._trained()[0]
-    looks = network_features(network, tuple(map(tuple, model.statistics_.tolist())))
-    with torch.no_grad():
-        x = (torch.from_numpy(np.moveaxis(X, 3, 1).copy()).float()/255 - torch.tensor(model.statistics_[0]).float()[:, None, None])/torch.tensor(model.statistics_[1]).float()[:, None, None]
-        by_hand = network.eval().features(x).numpy()
-    assert looks(X) == pytest.approx(by_hand, abs=1e-4)
-    a, b = looks(X).astype(float), looks(echoes).astype(float)
-    assert found['network'] == pytest.approx((a*b).sum(1)/np.linalg.norm(a, axis=1)/np.linalg.norm(b, axis=1), abs=1e-5)
-    assert EchoSelect('pca:4').fit(X, X).similarity_ == pytest.approx(1, abs=1e-6) # the same components for both
-    np.save(tmp_path/'echoes.npy', echoes)
-    assert (EchoSelect(model).fit(X, np.load(tmp_path/'echoes.npy', mmap_mode='r')).similarity_ == found['network']).all()
-
-def test_numbers_have_to_agree():
-    with pytest.raises(NoisynbError, match='3 originals and 2 echoes'): EchoSelect().fit(np.eye(3), np.eye(3)[:2])
 
 
 # whom to believe
@@ -402,7 +294,9 @@ def test_budgets(painter, monkeypatch):
     small(epochs=2).fit(X, y)
     small(epochs=30, time_budget=.002).fit(X, y)
     small(epochs=2, echomod_options=dict(epochs=7, time_budget=9.)).fit(X, y)
-    assert seen == [(2, None), (20, pytest.approx(.002/3)), (7, 9.)]
+    small(epochs=4, echo_epochs=3).fit(X, y)
+    small(setting='fast', epochs=30, time_budget=.002).fit(X, y)
+    assert seen == [(2, None), (20, pytest.approx(.002/3)), (7, 9.), (3, None), (10, pytest.approx(.002/3))]
 
 @pytest.mark.parametrize('options, message', [(dict(mode='replaced'), "did you mean 'replace'"), (dict(setting='cifar'), 'setting'), (dict(echomod='difusion'), "did you mean 'diffusion'"),
     (dict(threshold='quantile:7'), 'share from 0 to 1'), (dict(finetune=1.), 'finetune is 1.0'), (dict(early=2.5), 'early is 2.5'), (dict(class_names=['a']), '1 class names'),

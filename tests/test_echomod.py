@@ -11,7 +11,7 @@ from noisynb import diffusion, echomod
 from noisynb.core import NoisynbError
 from noisynb.diffusion import UNet, guided, move, signal_shares, travel
 from noisynb.early import EarlyNetwork, believe, check_set, cosine, neighbour_trust, separation
-from noisynb.echomod import Diffusion, EchoMod, Identity, echo_cache, echomods, make_echomod
+from noisynb.echomod import Diffusion, EchoMod, Identity, echo_cache, echomods, make_echomod, own_share, proxies
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10**6)
@@ -213,6 +213,23 @@ def test_callers_keep_their_threads_and_their_chance(fitted):
     fitted.edit(images, codes, rows)
     small(epochs=1).fit(images, codes, 2)
     assert (torch.get_rng_state() == state).all() and torch.get_num_threads() == threads and (images == held).all()
+
+
+# settings without true labels
+
+def test_own_share_by_hand():
+    "Two images of one label and one of another: kept, exchanged, all alike, and nobody to compare with"
+    x, label = np.array([[9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 0]], np.uint8).reshape(3, 2, 2, 1), np.array([0, 0, 1])
+    assert own_share(x, x, label) == 1 and own_share(x, x[[1, 0, 2]], label) == 0
+    assert own_share(x, x[[0, 0, 2]], label) == 0 # equals are no success
+    assert np.isnan(own_share(x, x, np.arange(3)))
+
+def test_proxies(fitted):
+    early = EarlyNetwork(8, device='cpu').fit(images, codes, 2)
+    kept, found = proxies(Identity().fit(images, codes, 2), images, codes, early), proxies(fitted.adjusted(strength=0), images, codes, early, np.arange(10, 40))
+    assert kept['own'] == 1 and kept['separation'] == 0 and kept['reconstruction'] is None
+    assert kept['reached'] == pytest.approx((early.proba(images).argmax(1) == codes).mean())
+    assert found['own'] == 1 and found['reconstruction'] == 0
 
 
 # going on with training

@@ -13,7 +13,7 @@ from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import make, methods
 from noisynb.methods import promix as module
 from noisynb.methods.base import load
-from noisynb.methods.promix import (Pair, ProMix, advise, clean_rate, debias, follow, guess, negative_entropy, published, ramp, recipes,
+from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess, negative_entropy, published, ramp, recipes,
                                     rest_weight, select, settings as table, soft_cross_entropy, target_codes)
 from noisynb.selection import class_quotas, matched_confidence, small_loss
 from noisynb.training import Rate, Schedule
@@ -207,10 +207,7 @@ def test_agreement_takes_the_shifted_guess():
 
 # how much is right
 
-def test_clean_rate_by_hand():
-    proba = np.array([[.9, .1, 0], [.8, .2, 0], [.2, .45, .35], [.3, .3, .4]])
-    assert clean_rate([0, 1, 2, 2], proba) == 1/2 and clean_rate([0, 1, 2, 2], proba, sure=1.) == 2/4
-    assert clean_rate([0, 1, 2], np.eye(3)) == 1
+def test_advice():
     assert [advise(r) for r in (.05, .5, 1.)] == pytest.approx([.1, .45, .7])
     assert [advise(r, caution=False) for r in (.05, .5, 1.)] == pytest.approx([.1, .5, 1.])
 
@@ -331,6 +328,20 @@ def test_nothing_or_everything_chosen(known, beta, lean):
     loss.backward()
     assert loss.isfinite() and s.marginals.isfinite().all() and all(p.grad.isfinite().all() for p in s.networks[0].networks[0].parameters())
     assert (loss.item() > 0) == (len(known) > 0 or beta > 0)
+
+@pytest.mark.parametrize('rho', ['auto', 'seen'])
+def test_the_share_that_is_seen(rho, monkeypatch):
+    "Mean over both networks of the labels they predict, the largest so far; it sets rho"
+    model = bench(recipe='published', rho=rho)
+    y, answers = model._codes, []
+    monkeypatch.setattr(module, 'evaluate', lambda *a: answers.pop(0))
+    def scan(*right): # the first so many labels are predicted by either network
+        for n in right: answers.append(torch.where(torch.arange(48) < n, y, (y + 1) % 3).eq(torch.arange(3)[:, None]).T.float()*5)
+        model._scan(0.)
+        return model._state.clean, model._state.rho
+    kept = (lambda v: max(.1, min(.9*v, .7))) if rho == 'auto' else (lambda v: max(.1, v))
+    for right, seen in (((0, 4), 2/48), ((24, 36), 30/48), ((12, 12), 30/48), ((48, 48), 1.)):
+        assert scan(*right) == pytest.approx((seen, kept(seen)))
 
 def test_scan_by_hand():
     model = bench(recipe='published', rho=.5)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['settings', 'recipes', 'published', 'debias', 'guess', 'soft_cross_entropy', 'follow', 'select', 'target_codes',
-           'ramp', 'rest_weight', 'clean_rate', 'advise', 'Pair', 'negative_entropy', 'ProMix']
+           'ramp', 'rest_weight', 'advise', 'Pair', 'negative_entropy', 'ProMix']
 
 # %% ../../nbs/27_methods.promix.ipynb #56abeb50
 import math
@@ -89,17 +89,7 @@ def rest_weight(
     "Weight of the examples that are not chosen"
     return 1. if not alpha_p else largest*ramp(epoch, length) if epoch < length else after
 
-# %% ../../nbs/27_methods.promix.ipynb #551cdb9a
-def clean_rate(
-    y, # (n,) codes of the given labels
-    proba, # (n, n_classes) array, what a network predicts
-    sure:float=.5, # share of the examples that count, those predicted with most confidence
-)->float:
-    "Share of labels that look right, among the examples of which the network is surest"
-    confidence = proba.max(1)
-    keep = confidence >= np.quantile(confidence, 1 - sure)
-    return float((proba.argmax(1) == np.asarray(y))[keep].mean())
-
+# %% ../../nbs/27_methods.promix.ipynb #63bd641b
 def advise(
     rate:float, # of right labels
     caution:bool=True, # nine tenths of it, 0.7 at most
@@ -107,7 +97,7 @@ def advise(
     "Share to choose by loss"
     return float(max(.1, min(.9*rate, .7) if caution else rate))
 
-# %% ../../nbs/27_methods.promix.ipynb #b086e1f4
+# %% ../../nbs/27_methods.promix.ipynb #9dbce7a9
 settings = { # name -> warm-up epochs, rho, tau, alpha_o and alpha_p, quotas, where it comes from
     'cifar10-symmetric-20': (10, .7, .99, .8, 'equal', 'run.sh'),
     'cifar10-symmetric-50': (10, .5, .99, .8, 'equal', 'run.sh'),
@@ -125,7 +115,7 @@ _published = dict(network='resnet18', network_options=None, epochs=600, batch_si
 _lmnl = _published | dict(epochs=420, heads=1, penalty=True, agree=150, alpha_o=0., alpha_p=0., memory=1.)
 _fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule='triangle', nesterov=True, warmup=.08, agree=.4, ramp=.1, beta_ramp=.17,
     memory='auto', share_mixes=True, scan_every=2, lean=True)
-_small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.15, scan_every=1,
+_small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.3, scan_every=1,
     rho='seen', tau=.7, agree=.6, cap=1., guesses='both', ramp=.3, beta=1., beta_ramp=.3, beta_after_ramp=1.)
 recipes = dict(published=_published, lmnl=_lmnl, fast=_fast, small=_small)
 
@@ -158,7 +148,7 @@ def negative_entropy(
     log_p = logits.log_softmax(-1)
     return (log_p.exp()*log_p).sum(-1)
 
-# %% ../../nbs/27_methods.promix.ipynb #d53f8b21
+# %% ../../nbs/27_methods.promix.ipynb #5e8ed3a4
 class _Scanned:
     "Epochs before there is a choice, and the choice by loss"
     def _warm(self, rate):
@@ -181,8 +171,7 @@ class _Scanned:
         s, y = self._state, self._codes.cpu().numpy()
         logits = [evaluate(n, self._set) for n in s.networks[0].networks]
         losses = [F.cross_entropy(z, self._codes, reduction='none').cpu().numpy() for z in logits]
-        seen = np.mean([clean_rate(y, z.softmax(1).cpu().numpy(), .5 if s.clean is None else 1.) for z in logits])
-        s.clean = max(s.clean or 0., float(seen))
+        s.clean = max(s.clean, float((torch.stack(logits).argmax(2) == self._codes).double().mean()))
         s.rho = advise(s.clean, self.rho == 'auto') if isinstance(self.rho, str) else float(self.rho)
         rho = s.rho + ((s.rho if self.rho_end is None else self.rho_end) - s.rho)*share
         quotas = class_quotas(y, len(self.classes_), rho, self.quotas == 'equal')
@@ -256,7 +245,7 @@ class _Stepped:
         counts = {name: float((s.stages == i).sum())/2 for i, name in ((1, 'n_by_loss'), (2, 'n_by_confidence'), (3, 'n_by_agreement'))}
         return dict(loss=float(total)/(2*len(steps)), n_clean=sum(counts.values()), **counts, images=2*sum(map(len, steps)))
 
-# %% ../../nbs/27_methods.promix.ipynb #1d10a927
+# %% ../../nbs/27_methods.promix.ipynb #9c03ff42
 @dataclass(eq=False, repr=False)
 class ProMix(_Scanned, _Stepped, ImageMethod):
     "Two networks that choose as many right labels as they can (Xiao et al. 2023)"
@@ -351,7 +340,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
         s.base = torch.zeros(2, n, dtype=torch.bool, device=self._codes.device)
         s.stages = torch.full((2, n), -1, dtype=torch.int8, device=self._codes.device)
         s.targets = self._codes.repeat(2, 1)
-        s.scanned = s.rho = s.clean = None
+        s.scanned, s.rho, s.clean = None, None, 0.
 
     def _epoch(self, epoch, rate):
         s, n, total = self._state, len(self._codes), rate.epochs
@@ -365,7 +354,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
         memory = self.memory if self.memory != 'auto' else .5**(1/max(1, .06*total*(n//self.batch_size)))
         row = self._grow(rate, w, beta, self.cap if epoch > total - count(self.agree) else None, memory)
         self.stages_, self.targets_ = s.stages.cpu().numpy(), s.targets.cpu().numpy()
-        return dict(kind='select') | row
+        return dict(kind='select', clean_rate=s.clean, rho=s.rho) | row
 
     def _finish(self):
         s = self._state

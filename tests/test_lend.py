@@ -50,9 +50,8 @@ def test_weights():
     near(soft_labels(Z), Z.softmax(1))
     near(soft_labels(Z, sharpen=2.), (2*Z).softmax(1))
     near(label_weights(soft_labels(Z), y), Z.softmax(1)[[0, 1, 2], y])
-    q = soft_labels(Z, 'relative')
+    q = soft_labels(Z, 'agree')
     near(q, [[2/3, 1/3, 0], [0, 3/6.5, 3.5/6.5], [1/3]*3]) # nothing above zero: undecided
-    near(label_weights(q, y, 'relative'), [.5, 1, 1])
     near(label_weights(q, y, 'agree'), [0, 1, 1])
 
 
@@ -70,7 +69,7 @@ def small(**options):
     return LEND(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, batch_size=8, device='cpu', verbose=False) | options)
 
 kinds = [{}, dict(preset='code', history_start=1), dict(preset='paper'), dict(preset='code', graph='bank', bank=20, stratified=True),
-         dict(graph='bank', bank=20), dict(preset='paper', graph='set'), dict(target='given', weighting='agree', steps=3)]
+         dict(graph='bank', bank=20), dict(preset='paper', graph='set'), dict(weighting='softmax', history='none', steps=3)]
 
 @pytest.mark.parametrize('options', kinds)
 def test_contract(options, tmp_path):
@@ -92,7 +91,7 @@ def test_presets():
     code, paper = presets['code'], presets['paper']
     assert (code['include_self'], code['coupling'], code['steps'], code['history'], code['history_start'], code['beta'], code['weighting']) == (True, 'out', 0, 'input', 10, .9, 'softmax')
     assert (paper['include_self'], paper['coupling'], paper['history'], paper['history_start'], paper['beta'], paper['weighting']) == (False, 'in', 'output', 0, .9, 'agree') and paper['steps'] > 0
-    for p in (code, paper): assert (p['propagation'], p['batch_size'], p['epochs'], p['gamma'], p['graph'], p['target'], p['warmup'], p['centre']) == (.99, 256, 200, 3., 'batch', 'given', 0, False)
+    for p in (code, paper): assert (p['propagation'], p['batch_size'], p['epochs'], p['gamma'], p['graph'], p['warmup'], p['centre']) == (.99, 256, 200, 3., 'batch', 0, False)
     X, y, _ = stripes()
     model = small(preset='code').fit(X, y)
     assert model.options_ == dict(code, preset='code', epochs=4, batch_size=8)
@@ -105,7 +104,7 @@ def test_a_batch_against_a_plain_rebuild():
         def _of_batch(self, v, rows, epoch):
             before = self._state.table[rows].clone()
             super()._of_batch(v, rows, epoch)
-            steps.append((v.double().numpy(), self._codes[rows].numpy(), before.numpy(), self._state.table[rows].numpy(), epoch, self._targets(rows)[1].numpy()))
+            steps.append((v.double().numpy(), self._codes[rows].numpy(), before.numpy(), self._state.table[rows].numpy(), epoch, label_weights(self._state.table[rows], self._codes[rows]).numpy()))
     Spy(**small(preset='code', k=4, batch_size=16, history_start=2).get_params()).fit(X, y)
     assert len(steps) == 4*3
     for v, codes, before, after, epoch, w in steps:
@@ -124,10 +123,9 @@ def test_a_batch_against_a_plain_rebuild():
         assert after == pytest.approx(q, abs=5e-3) and w == pytest.approx(q[np.arange(b), codes], abs=5e-3)
         assert after.sum(1) == pytest.approx(1, abs=1e-5)
 
-@pytest.mark.parametrize('options', [{}, dict(target='given', weighting='agree')])
-def test_wrong_labels_are_found(options):
+def test_wrong_labels_are_found():
     X, y, true = stripes(150, wrong=.4, seed=3)
-    model = small(epochs=20, learning_rate=.1, **options).fit(X, y)
+    model = small(epochs=20, learning_rate=.1).fit(X, y)
     X_new, _, new = stripes(60, seed=4)
     assert model.score(X_new, new) > .95 and (model.corrected_labels_ == true).mean() > .9
     assert ((model.label_quality_ < .5) == (y != true)).mean() > .85
@@ -205,7 +203,7 @@ def test_ends_of_the_range(n, C, wrong, preset):
     assert np.isfinite(model.label_quality_).all() and len(model.history_) == 3
 
 @pytest.mark.parametrize('wrong, message', [(dict(preset='cod'), "did you mean 'code'"), (dict(graph='sett'), "did you mean 'set'"), (dict(weighting='soft'), 'weighting'), (dict(k=0), 'k is 0'),
-    (dict(propagation=1.), 'propagation is 1'), (dict(beta=-1), 'beta is -1'), (dict(graph='bank'), 'give the number of rows'), (dict(history='both'), 'no history'), (dict(target='clean'), 'no target')])
+    (dict(propagation=1.), 'propagation is 1'), (dict(beta=-1), 'beta is -1'), (dict(graph='bank'), 'give the number of rows'), (dict(history='both'), 'no history')])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)

@@ -38,9 +38,8 @@ def remember(
     "Moving average over epochs (as the paper is said to do it)"
     return torch.where(table.sum(1, keepdim=True) > 0, (1 - beta)*q + beta*table, q)
 
-# %% ../../nbs/24_methods.lend.ipynb #f849b433
-weightings = dict(softmax='softmax of Z at the given label', agree='1 if the largest entry is that of the given label, else 0',
-    relative='entry of the given label, as a share of the largest')
+# %% ../../nbs/24_methods.lend.ipynb #52f59f22
+weightings = dict(softmax='softmax of Z at the given label', agree='1 if the largest entry is that of the given label, else 0')
 
 def soft_labels(
     Z, # (b, n_classes) diluted
@@ -59,9 +58,7 @@ def label_weights(
     weighting:str='softmax', # one of `weightings`
 ): # (b,) from 0 to 1
     "How much each given label counts in the loss"
-    own = q.gather(1, y[:, None])[:, 0]
-    if weighting == 'softmax': return own
-    return own/q.amax(1) if weighting == 'relative' else (q.argmax(1) == y).to(q)
+    return q.gather(1, y[:, None])[:, 0] if weighting == 'softmax' else (q.argmax(1) == y).to(q)
 
 def weighted_loss(
     logits, # (b, n_classes)
@@ -71,9 +68,9 @@ def weighted_loss(
     "Cross-entropy with weights, divided by the rows of the batch and not by the sum of the weights"
     return (w.detach()*F.cross_entropy(logits, y, reduction='none')).sum()/len(y)
 
-# %% ../../nbs/24_methods.lend.ipynb #a45da6bc
+# %% ../../nbs/24_methods.lend.ipynb #30186b2d
 _code = dict(epochs=200, batch_size=256, schedule='step', k=8, include_self=True, gamma=3., metric='euclidean', coupling='out', propagation=.99, steps=0, anchor=True,
-    centre=False, history='input', history_start=10, beta=.9, weighting='softmax', sharpen=1., target='given', graph='batch', bank=0, stratified=False, warmup=0)
+    centre=False, history='input', history_start=10, beta=.9, weighting='softmax', sharpen=1., graph='batch', bank=0, stratified=False, warmup=0)
 _paper = _code | dict(include_self=False, coupling='in', steps=10, anchor=False, history='output', history_start=0, weighting='agree')
 _ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97, centre=True, history='output', history_start=0, beta=.5,
     weighting='agree', graph='set', warmup=.1)
@@ -144,10 +141,10 @@ def stratified_batches(
         rank[members] = (torch.arange(len(members), device=codes.device) + .5)/len(members)
     return list(order[rank.argsort(stable=True)].split(size))
 
-# %% ../../nbs/24_methods.lend.ipynb #7477b40e
+# %% ../../nbs/24_methods.lend.ipynb #10053f67
 @dataclass(eq=False, repr=False)
 class LEND(_Graphs, ImageMethod):
-    "Label noise dilution (Zhang et al. 2022): labels that their neighbours speak against count less, or are replaced"
+    "Label noise dilution (Zhang et al. 2022): labels that their neighbours speak against count less, or not at all"
     preset: str = 'ours' # a name in `presets`: values of all options left at None
     epochs: int|None = None
     batch_size: int|None = None
@@ -164,9 +161,8 @@ class LEND(_Graphs, ImageMethod):
     history: str|None = None # 'input', 'output' or 'none': where earlier epochs come in
     history_start: int|None = None # first epoch that they come in
     beta: float|None = None # share of the given label in the input, or of the last visit in the output
-    weighting: str|None = None # 'softmax', 'agree' or 'relative'
+    weighting: str|None = None # 'softmax' or 'agree'
     sharpen: float|None = None # factor before softmax
-    target: str|None = None # 'given' labels with weights, or the 'diluted' ones
     graph: str|None = None # 'batch', 'bank' or 'set'
     bank: int|None = None # rows of the bank
     stratified: bool|None = None # the same share of each class in every batch
@@ -184,9 +180,10 @@ class LEND(_Graphs, ImageMethod):
         return self
 
     def _check(self):
-        for name, known in dict(metric=metrics, coupling=couplings, history=['input', 'output', 'none'], weighting=weightings, target=['given', 'diluted'], graph=graphs).items():
+        for name, known in dict(metric=metrics, coupling=couplings, history=['input', 'output', 'none'], weighting=weightings, graph=graphs).items():
             if getattr(self, name) not in known: raise unknown(name, getattr(self, name), known)
-        for name, low, high in ('k', 1, math.inf), ('gamma', 0, math.inf), ('propagation', 0, .9999), ('steps', 0, math.inf), ('beta', 0, 1), ('sharpen', 0, math.inf), ('bank', 0, math.inf), ('warmup', 0, math.inf), ('history_start', 0, math.inf):
+        ranges = dict.fromkeys(('gamma', 'steps', 'sharpen', 'bank', 'warmup', 'history_start'), (0, math.inf)) | dict(k=(1, math.inf), propagation=(0, .9999), beta=(0, 1))
+        for name, (low, high) in ranges.items():
             v = getattr(self, name)
             if not (name == 'k' and v == 'auto') and not (isinstance(v, (int, float)) and low <= v <= high): raise NoisynbError(f'{name} is {v!r}; give a number from {low} to {high}')
         if self.graph == 'bank' and not self.bank: raise NoisynbError("graph='bank' and bank is 0; give the number of rows, such as bank=1024")
@@ -210,25 +207,15 @@ class LEND(_Graphs, ImageMethod):
                 v = network.features(x)
                 logits = network.head(v).float()
             if self.graph != 'set' and not warm: self._of_batch(v.detach().float(), b, epoch)
-            y, w = (y, torch.ones_like(logits[:, 0])) if warm else self._targets(b)
+            w = torch.ones_like(logits[:, 0]) if warm else label_weights(s.table[b], y, self.weighting)
             loss = weighted_loss(logits, y, w)
             s.optimisers[0].zero_grad()
             loss.backward()
             s.optimisers[0].step()
             total, counted = total + loss.detach()*len(b), counted + w.sum()
-        return dict(loss=float(total)/len(self._codes), images=len(self._codes)) | self._row(counted)
-
-    def _targets(self, rows):
-        "Labels to learn from and their weights"
-        q, y = self._state.table[rows], self._codes[rows]
-        if self.target == 'given': return y, label_weights(q, y, self.weighting)
-        first, second = q.topk(2, 1).values.T
-        return q.argmax(1), (first - second)/first
-
-    def _row(self, counted):
-        q = self._table()
+        q, n = self._table(), len(self._codes)
         self.corrected_labels_ = self.classes_[q.argmax(1).cpu().numpy()]
-        return dict(kept=float((q.argmax(1) == self._codes).float().mean()), weight=float(counted)/len(self._codes))
+        return dict(loss=float(total)/n, images=n, kept=float((q.argmax(1) == self._codes).float().mean()), weight=float(counted)/n)
 
     def _table(self):
         "Diluted labels (n, n_classes); given ones of rows that were not visited yet"
@@ -236,7 +223,7 @@ class LEND(_Graphs, ImageMethod):
 
     def _finish(self): self._judge(self._table())
 
-# %% ../../nbs/24_methods.lend.ipynb #feeda117
+# %% ../../nbs/24_methods.lend.ipynb #f2049d9b
 class LENDGraph(NoisyLabelClassifier):
     "Dilution over the whole neighbour graph of frozen embeddings, then a linear probe on the diluted labels"
     def __init__(self,
@@ -274,7 +261,7 @@ class LENDGraph(NoisyLabelClassifier):
             B, u = sparse_factor(graph.rows_, graph.indices_[:, :k], self.gamma, self.coupling)
             q = dilute_set(B, q, self.propagation, self.steps)
             if self.centre: q = centred(q, u)
-        return self._learn(Z, codes, soft_labels(torch.from_numpy(q), 'relative').numpy())
+        return self._learn(Z, codes, soft_labels(torch.from_numpy(q), 'agree').numpy())
 
     def _check(self):
         if self.coupling not in couplings: raise unknown('coupling', self.coupling, couplings)

@@ -9,12 +9,14 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 bin   := $(VENV)/bin
 stamp := $(VENV)/.installed
 page  := reports/digits/instance-0.4/wann-seed0.html
+wraps := $(VENV)/share/jupyter/lab/settings/overrides.d/noisynb.json
 
 .DEFAULT_GOAL := help
-.PHONY: help report test test-browser benchmarks docs book lock clean
+.PHONY: help report lab test test-browser benchmarks docs book lock clean
 
 help:
 	@echo 'make report      train WANN on wrong labels and write the page about it'
+	@echo 'make lab         read the book in JupyterLab'
 	@echo 'make test        run every notebook and the test suite'
 	@echo 'make test-browser  drive JupyterLab and read the pages in Chromium (wants chromium and chromedriver, and npm for axe-core)'
 	@echo 'make benchmarks  measure speed, memory, peers and audits again (wants a quiet machine, and for the audits their data)'
@@ -34,7 +36,15 @@ $(stamp): pyproject.toml constraints.txt
 	$(bin)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-report: $(VENV)/.reported
+# In the JupyterLab of this environment a line of code wider than its cell goes on in the next line, so no cell scrolls sideways.
+$(wraps): | $(stamp)
+	@mkdir -p $(@D)
+	@echo '{"@jupyterlab/notebook-extension:tracker": {"codeCellConfig": {"lineWrap": true}}}' > $@
+
+lab: $(stamp) $(wraps)
+	$(bin)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
+report: $(VENV)/.reported | $(wraps)
 	@echo 'Open $(page); its numbers are in $(notdir $(page:.html=.json)) beside it.'
 
 # A stamp of its own, because the page is in the repository and may be newer than what it is made from.
@@ -43,12 +53,12 @@ $(VENV)/.reported: $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb
 	@touch $@
 
 # One thread per worker: the workers are forked from a parent that ran nothing parallel, and share the cores.
-test: $(stamp)
+test: $(stamp) | $(wraps)
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers $(WORKERS)
 	$(bin)/python -m pytest
 
 # What a browser needs beyond the system's Chromium lies in the environment. What is missing is said, and its tests are skipped.
-test-browser: $(stamp)
+test-browser: $(stamp) | $(wraps)
 	@$(bin)/python -c 'import selenium' 2>/dev/null || $(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]' -c constraints.txt
 	@test -n "$$NOISYNB_AXE" -o -e $(VENV)/axe/node_modules/axe-core || npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core@4 || true
 	NOISYNB_BROWSER=1 $(bin)/python -m pytest -rs tests/test_browser.py

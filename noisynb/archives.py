@@ -6,13 +6,14 @@
 __all__ = ['archives', 'read_list', 'read_keys', 'look_up', 'read_records', 'read_labelled', 'read_webvision',
            'read_imagenet_val', 'read_clothing1m', 'variant']
 
-# %% ../nbs/05_archives.ipynb #a8f96873
+# %% ../nbs/05_archives.ipynb #28536e67
 import os, re
 from functools import partial
 from pathlib import Path
 import numpy as np
 from .core import NoisynbError
-from .datasets import Source, Spec, Split, _reading, read_npz
+from .datasets import Spec, Split, read_npz
+from .readers import Source, _reading
 
 # %% ../nbs/05_archives.ipynb #20ea2c24
 def _lines(path):

@@ -7,7 +7,7 @@ __all__ = ['Subject', 'is_table', 'subject', 'scanned', 'readable', 'choose', 'a
            'Audit', 'keep_out', 'check', 'judge', 'precision_among', 'command', 'audit', 'write_record',
            'default_folder']
 
-# %% ../nbs/34_audit.ipynb #5905c928
+# %% ../nbs/34_audit.ipynb #6212fa2a
 import csv, inspect, json, os, re, shlex, time, warnings
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -17,8 +17,9 @@ from urllib.parse import quote
 import numpy as np
 from .core import NoisynbError, Table, atomic_path, atomic_write, cache_folder, data_folder, fingerprint, peak_memory_mib, pick_device, provenance, unknown
 from .datasets import Dataset, datasets, load
-from .embeddings import Extractor, _file, backbones, extract, make_extractor, parse, ready
+from .embeddings import extract, make_extractor, parse, ready
 from .experiment import _noted, check as check_run, estimator, generated, neighbors, portable, spoil
+from .extractors import Extractor, _file, backbones
 from .files import Files, read_folder, read_table, scan
 from .metrics import label_errors
 

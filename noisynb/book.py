@@ -79,7 +79,7 @@ def lead(
     if page is None and not target.startswith('..') and (Path(root)/target).is_file(): taken.add(page := target)
     return (page or path) + mark + part
 
-# %% ../nbs/37_book.ipynb #ddd0d0be
+# %% ../nbs/37_book.ipynb #486e99ae
 def _renderer(leads, folder):
     "Markdown as nbconvert reads it: links by `leads`, pictures of `folder` embedded, headings that can be linked to, tables that scroll"
     from nbconvert.filters.markdown_mistune import IPythonRenderer
@@ -93,7 +93,7 @@ def _renderer(leads, folder):
         def link(self, text, url, title=None): return super().link(text, leads(url), title)
         def table(self, text): return f'<div class="scroll" role="group" tabindex="0" aria-label="Table"><table>\n{text}</table></div>\n'
         def table_cell(self, text, align=None, head=False):
-            tag, more = 'th scope="col"' if head else 'td', f' style="text-align:{align}"' if align else ''
+            tag, more = 'th scope="col"' if head and text.strip() else 'td', f' style="text-align:{align}"' if align else ''
             return f'<{tag}{more}>{text}</{tag[:2]}>\n'
         def inline_math(self, body): return formula(body)
         def block_math(self, body): return formula(body, block=True)

@@ -203,7 +203,7 @@ def _sweep(args):
     print(f'{said}' + '; --retry does those that failed again'*bool(said.failed))
     return int(bool(said.failed))
 
-# %% ../nbs/40_cli.ipynb #0fc6b4a7
+# %% ../nbs/40_cli.ipynb #01682624
 def _methods():
     from noisynb.methods import methods
     return {name: about for name, (_, about) in methods.items()}
@@ -215,7 +215,7 @@ def _datasets():
 
 def _noise(): return {k: v for k, v in importlib.import_module('noisynb.noise').kinds.items() if k != 'matrix'} # a matrix cannot be typed
 
-def _backbones(): return importlib.import_module('noisynb.embeddings').backbones
+def _backbones(): return importlib.import_module('noisynb.extractors').backbones
 
 lists = dict(methods=_methods, datasets=_datasets, noise=_noise, backbones=_backbones)
 

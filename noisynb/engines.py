@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['noisynb', 'threads_of', 'cards', 'gibibytes', 'environment', 'end', 'Local', 'remote', 'Ray']
 
-# %% ../nbs/32_engines.ipynb #6daa25a1
-import os, subprocess, sys, tempfile, time
+# %% ../nbs/32_engines.ipynb #16cacb7b
+import os, re, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 from .core import NoisynbError, atomic_write, require
 
@@ -126,7 +126,7 @@ class Local:
         for p in self.running: end(p)
         self.running.clear()
 
-# %% ../nbs/32_engines.ipynb #74f3aaa3
+# %% ../nbs/32_engines.ipynb #7b61417e
 def remote(
     words, # after `noisynb`
     own:dict, # of the environment
@@ -157,8 +157,9 @@ class Ray:
         os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
         self.ray, self.shared, self.command, self.running = require('ray', 'sweep'), shared, command, {}
         try:
+            if at := re.fullmatch(r'(?:\w+://)?(.+):(\d+)', address): socket.create_connection(at.groups(), 20).close() # Ray would try for minutes
             if not self.ray.is_initialized(): self.ray.init(address=address, log_to_driver=True, logging_level='WARNING')
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as e:
+        except (OSError, RuntimeError, ValueError) as e:
             raise NoisynbError(f'no Ray cluster answers at {address!r} ({str(e).splitlines()[0]}); start one with `ray start --head`, or give --address') from e
         self.task = self.ray.remote(max_retries=retries)(remote)
 

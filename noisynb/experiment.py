@@ -6,7 +6,7 @@
 __all__ = ['generated', 'baselines', 'published', 'check', 'estimator', 'prepare', 'spoil', 'look', 'neighbors', 'plain', 'train',
            'pack', 'unpack', 'measure', 'published_for', 'command', 'portable', 'Run', 'run']
 
-# %% ../nbs/30_experiment.ipynb #ff856692
+# %% ../nbs/30_experiment.ipynb #30224dc7
 import base64, importlib, inspect, json, os, shlex, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ import numpy as np
 from filelock import FileLock
 from .core import NoisynbError, Result, atomic_write, cache_folder, fingerprint, hardware, peak_memory_mib, pick_device, provenance, threads, unknown
 from .datasets import Dataset, available, datasets, load
-from .embeddings import Embedded, backbones, embed, parse
+from .embeddings import Embedded, embed, parse
+from .extractors import backbones
 from .methods import make, method_class
 from .methods.base import NoisyLabelClassifier
 from .metrics import classification, correction, label_errors

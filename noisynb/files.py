@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['max_pixels', 'extensions', 'Files', 'scan', 'Collection', 'read_folder', 'read_table', 'read']
 
-# %% ../nbs/04_files.ipynb #bcf91438
+# %% ../nbs/04_files.ipynb #fe2f4286
 import collections, csv, functools, hashlib, inspect, os, re, stat, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .core import NoisynbError, fingerprint, require, threads, track, unknown
-from .datasets import Dataset, Split, _reading
+from .datasets import Dataset, Split
+from .readers import _reading
 
 # %% ../nbs/04_files.ipynb #b2eb78c3
 class _Unusable(Exception):

@@ -16,7 +16,7 @@ def elsewhere(tmp_path, monkeypatch):
     "No files of this machine's own, and no network"
     monkeypatch.setenv('HOME', str(tmp_path/'home'))
     monkeypatch.delenv('NOISYNB_DATA', raising=False)
-    monkeypatch.setattr(D.urllib.request, 'urlopen', lambda *a, **k: pytest.fail('it tried to download'))
+    monkeypatch.setattr('urllib.request.urlopen', lambda *a, **k: pytest.fail('it tried to download'))
 
 def picture(path, shade=0, size=(64, 64)):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,7 @@ def test_medmnist_download(tmp_path, monkeypatch):
     content = (tmp_path/'far.npz').read_bytes()
     spec = D.datasets['bloodmnist']
     class Response(io.BytesIO): headers = {'Content-Length': str(len(content))}
-    monkeypatch.setattr(D.urllib.request, 'urlopen', lambda url, timeout: Response(content) if url == spec.sources[0].url else pytest.fail(url))
+    monkeypatch.setattr('urllib.request.urlopen', lambda url, timeout: Response(content) if url == spec.sources[0].url else pytest.fail(url))
     refused('has MD5', lambda: load('bloodmnist', tmp_path/'near', download=True))
     assert list((tmp_path/'near').iterdir()) == []
     known = dataclasses.replace(spec.sources[0], md5=hashlib.md5(content).hexdigest())

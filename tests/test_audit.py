@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, precision_score, roc_auc_sc
 from noisynb import audit as a, audit_page as view, cli
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split
-from noisynb.embeddings import Extractor
+from noisynb.extractors import Extractor
 from noisynb.files import Files
 from noisynb.methods import methods
 from noisynb.methods.base import NoisyLabelClassifier
@@ -450,7 +450,7 @@ def test_a_killed_audit_goes_on(tmp_path, monkeypatch):
     code = textwrap.dedent(f'''
         import time
         from noisynb.audit import audit
-        from noisynb.embeddings import Extractor
+        from noisynb.extractors import Extractor
         def run(batch):
             print(len(batch), flush=True)
             time.sleep(.15)

@@ -81,12 +81,13 @@ def test_a_name_is_described_as_its_source_does(pages):
     assert re.search(r'returns</th><td><code>Noisy</code>', page) and re.search(r'href="02_noise\.html#\w+"', page)
     assert 'id="NoisyLabelClassifier.suspects"' in pages['api.noisynb.methods.base.html']
 
-def test_pages_can_be_read_by_everyone(read):
+def test_pages_can_be_read_by_everyone(pages, read):
     for name, page in read.items():
         assert page.lang == 'en' and len(page.title.strip()) > 3, name
         assert page.levels.count(1) == 1 and page.levels[0] == 1, (name, page.levels)
         assert [i for i in page.images if not i.get('alt', '').strip()] == [], f'{name}: a picture without words'
         assert None not in page.heads, f'{name}: a table head without scope'
+        assert not re.search(r'<th\b[^>]*>\s*</th>', pages[name]), f'{name}: a table head that says nothing'
         assert all(page.names) and len(set(page.names)) == len(page.names), name
         assert not page.open and not page.crossed, (name, page.open, page.crossed)
     assert len({p.title for p in read.values()}) == len(read)

@@ -1,4 +1,4 @@
-"""The book and the pages as a person meets them: JupyterLab driven in a browser, and the pages under reports/ read by axe-core
+"""The book and the pages as a person meets them: JupyterLab driven in a browser, the pages under reports/ and of the book read by axe-core
 
 `make test-browser` runs this; the other test runs leave it out. It needs Chromium with its driver (Debian and Ubuntu: `apt install chromium chromium-driver`), the extra
 `browser` (selenium) and axe-core; what is missing is named, and its tests are skipped. By hand:
@@ -27,6 +27,7 @@ root = Path(__file__).parent.parent
 axe = Path(os.environ.get('NOISYNB_AXE') or Path(sys.prefix)/'axe/node_modules/axe-core/axe.min.js')
 needs_axe = pytest.mark.skipif(not axe.exists(), reason=f'no {axe.name}: npm install --prefix .venv/axe axe-core@4')
 shots = os.environ.get('NOISYNB_SCREENSHOTS')
+wraps = Path(sys.prefix, 'share/jupyter/lab/settings/overrides.d/noisynb.json').exists()   # `make` lets JupyterLab break lines of code; without it they scroll
 patience = 600   # seconds a step may take on a busy machine
 schemes = 'light', 'dark'
 
@@ -88,9 +89,9 @@ def kinds():
 
 fits = 'return document.documentElement.scrollWidth - document.documentElement.clientWidth'
 
-def check_page(chrome, page, scheme, name):
+def check_page(chrome, page, scheme, name, weight=300_000):
     "No violation, no picture without words, nothing wider than the window, nothing in the console"
-    assert page.stat().st_size < 300_000
+    assert page.stat().st_size < weight
     prefer(chrome, scheme); size(chrome, 1280)
     chrome.get_log('browser')
     chrome.get(page.as_uri())
@@ -115,6 +116,16 @@ def test_a_comparison_is_for_everyone(browser, tmp_path):
     folder = next(f for f in sorted((root/'reports').rglob('*/')) if len({p.name.split('-')[0] for p in f.glob('*-seed*.json')}) > 2)
     subprocess.run([sys.executable, '-m', 'noisynb.cli', 'compare', folder.relative_to(root), '-o', tmp_path/'compare.html'], cwd=root, check=True, capture_output=True, timeout=patience)
     for scheme in schemes: check_page(browser, tmp_path/'compare.html', scheme, 'compare-of-today')
+
+@pytest.fixture(scope='module')
+def printed(tmp_path_factory):
+    from noisynb.book import book
+    return book(tmp_path_factory.mktemp('printed')/'_book', root).parent
+
+@needs_axe
+@pytest.mark.parametrize('scheme', schemes)
+@pytest.mark.parametrize('page', ['index', 'tutorial', 'which_method', 'howto_add_a_method', '21_methods.wann', '25_methods.dividemix', 'api', 'api.noisynb.core'])
+def test_a_page_of_the_book_is_for_everyone(browser, printed, page, scheme): check_page(browser, printed/f'{page}.html', scheme, f'book-{page}', weight=500_000)
 
 @needs_axe
 def test_axe_finds_what_is_wrong(browser, tmp_path):
@@ -262,12 +273,12 @@ def lab(browser, tmp_path_factory):
             server.wait(60)
         except (OSError, subprocess.TimeoutExpired): server.kill()
 
-def look(lab, name, **more):
+def look(lab, name, code=wraps):
     "The standards of a reader, in both themes"
     for scheme in schemes:
         lab.theme(scheme)
         lab.whole(f'lab-{name}-{scheme}')
-        assert lab.faults(**more) == [], scheme
+        assert lab.faults(code) == [], scheme
         if axe.exists() and lab.find('.jp-Notebook .jp-OutputArea-output'):   # what we put there; the rest is JupyterLab's
             assert violations(lab.chrome, '{include: [[".jp-Notebook .jp-OutputArea-output"]]}', runOnly=['color-contrast', 'svg-img-alt', 'td-headers-attr', 'scope-attr-valid', 'empty-table-header', 'link-name']) == [], scheme
 

@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
-from noisynb import embeddings as E, files as F
+from noisynb import extractors as E, files as F
 from noisynb.core import MissingExtra, NoisynbError, fingerprint
 from noisynb.datasets import Dataset, Split, available, load
-from noisynb.embeddings import Extractor, embed, extract, pca, pixels
+from noisynb.embeddings import embed, extract
+from noisynb.extractors import Extractor, pca, pixels
 from noisynb.files import Files, read_folder, read_table, scan
+from noisynb.store import _batches
 
 rng = np.random.default_rng(0)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -594,7 +596,7 @@ def test_batches_come_in_order_and_one_ahead():
         asked = []
         def __getitem__(self, rows): self.asked.append(rows.start); return rows.start
     s, seen = Slow(), []
-    for start, batch in E._batches(s, range(0, 60, 5), 5):
+    for start, batch in _batches(s, range(0, 60, 5), 5):
         assert start == batch and len(s.asked) <= len(seen) + 2
         seen.append(start)
     assert seen == s.asked == list(range(0, 60, 5))

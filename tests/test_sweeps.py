@@ -1,5 +1,5 @@
 "Grids, engines and sweeps: with a stub in place of `noisynb run` where the run itself is not the point"
-import json, os, signal, subprocess, sys, threading, time
+import contextlib, json, os, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
@@ -327,20 +327,29 @@ def test_the_command_with_real_runs(tmp_path):
 
 # a cluster
 
-def two_nodes(tmp_path, plan, command=None, wait=3, limit=300, **kw):
-    """A sweep on a Ray cluster of two nodes with one core each, made for this on one machine. When `wait` runs are finished, the second node is killed.
-
-    -> what became of it, nodes by name, records that were there before the kill with their time, the log, and the second node"""
+@contextlib.contextmanager
+def nodes(n):
+    "A Ray cluster of nodes with one core each, made for this on one machine -> the cluster and its nodes"
     import ray
     from ray.cluster_utils import Cluster
     ray._private.utils.get_dashboard_dependency_error = lambda: ImportError('not wanted') # nodes are there in half the time
     cluster = Cluster()
     try:
-        try: cluster.add_node(num_cpus=1, num_gpus=0, include_dashboard=False); doomed = cluster.add_node(num_cpus=1, num_gpus=0)
+        try: there = [cluster.add_node(num_cpus=1, num_gpus=0, **(dict(include_dashboard=False) if i == 0 else {})) for i in range(n)]
         except Exception as e:
             if 'timed out during startup' in str(e): pytest.skip('Ray gives a node half a minute to start, which was not enough on this busy machine')
             raise
         cluster.wait_for_nodes(timeout=120)
+        yield cluster, there
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+def two_nodes(tmp_path, plan, command=None, wait=3, limit=300, **kw):
+    """A sweep on two nodes. When `wait` runs are finished, the second node is killed.
+
+    -> what became of it, nodes by name, records that were there before the kill with their time, the log, and the second node"""
+    with nodes(2) as (cluster, (_, doomed)):
         engine = engines.Ray(cluster.address, command=command, **kw)
         log, outs, before = tmp_path/'r/.noisynb-sweep/log.jsonl', [], {}
         t = threading.Thread(target=lambda: outs.append(sweeps.sweep(plan, tmp_path/'r', engine, pages='none', say=lambda s: None)))
@@ -351,9 +360,6 @@ def two_nodes(tmp_path, plan, command=None, wait=3, limit=300, **kw):
         cluster.remove_node(doomed, allow_graceful=False)
         t.join(limit)
         return outs[0], [r['node'] for r in rows()], before, doomed.node_id[:8]
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 @pytest.fixture
 def token(monkeypatch):
@@ -371,3 +377,26 @@ def test_a_node_may_die(tmp_path, pool, monkeypatch, token):
     begun = [r['name'] for r in pool.book()]
     twice = {n for n in begun if begun.count(n) > 1}
     assert len(twice) == 1 and not twice & {Path(name).stem for name in before} and claims(tmp_path/'r') == []
+
+def test_a_wrong_address_is_told_at_once(monkeypatch):
+    "Ray itself would go on trying for minutes"
+    import types
+    def init(**kw): raise AssertionError('asked Ray all the same')
+    monkeypatch.setitem(sys.modules, 'ray', types.SimpleNamespace(is_initialized=lambda: False, init=init))
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)) # nobody listens there
+        with pytest.raises(NoisynbError, match=r'no Ray cluster answers at .127.0.0.1:\d+. \(.*ray start --head'): engines.Ray(f'127.0.0.1:{s.getsockname()[1]}')
+
+def test_the_command_on_a_cluster(tmp_path, token):
+    "`noisynb sweep --engine ray`: real runs of k-NN, whose files come back; then there is nothing to do; a run that fails is told"
+    pytest.importorskip('ray', reason='needs Ray: pip install "noisynb[sweep]"')
+    (tmp_path/'g.toml').write_text('pages = "first"\n[grid]\nmethod = "knn"\nnoise_type = "pair"\nn_train = 300\nseed = [0, 1]\n')
+    with nodes(1) as (cluster, _):
+        go = lambda *more: subprocess.run([sys.executable, '-m', 'noisynb.cli', 'sweep', str(tmp_path/'g.toml'), '--engine', 'ray', '--address', cluster.address, '-o', str(tmp_path/'r'), *more],
+                                          capture_output=True, text=True, cwd=root, env=os.environ | dict(NOISYNB_CACHE=str(tmp_path/'cache')), timeout=300)
+        p = go()
+        assert p.returncode == 0 and '2 runs; 0 finished before; 2 now; 0 failed' in p.stdout, p.stdout + p.stderr
+        assert files(tmp_path/'r') == [f'digits/pair-0.4/knn-seed{n}' for n in ('0-n300.html', '0-n300.ipynb', '0-n300.json', '1-n300.json')]
+        assert all(json.loads(l)['node'] for l in (tmp_path/'r/.noisynb-sweep/log.jsonl').read_text().splitlines())
+        p = go()
+    assert p.returncode == 0 and '2 runs; 2 finished before; 0 now; 0 failed' in p.stdout and claims(tmp_path/'r') == [], p.stdout + p.stderr

@@ -206,7 +206,7 @@ def _short(text, most=8) -> str:
     lines = [line if len(line) < 140 else line[:139] + '…' for line in text.split('\n')]
     return '\n'.join(lines[:most] + ['…']*(len(lines) > most))
 
-# %% ../nbs/37_book.ipynb #b1a560bd
+# %% ../nbs/37_book.ipynb #8129f1b4
 def _said(text) -> str: return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(text, quote=False))
 
 def _entry_text(entry, chapter, level=2) -> str:
@@ -215,7 +215,7 @@ def _entry_text(entry, chapter, level=2) -> str:
     row = lambda name, kind, default, what: f'<tr><th scope="row">{code(name)}</th><td>{code(kind)}</td><td>{code(default)}</td><td>{_said(what)}</td></tr>'
     rows = [row(*r) for r in entry.rows] if any(r[1] or r[3] for r in entry.rows) else []
     if any(entry.returns): rows.append(row('returns', entry.returns[0], '', entry.returns[1]).replace('<code>returns</code>', 'returns'))
-    head = ''.join(f'<th scope="col">{h}</th>' for h in ('', 'Type', 'Default', 'What it is'))
+    head = ''.join(f'<th scope="col">{h}</th>' for h in ('Name', 'Type', 'Default', 'What it is'))
     table = f'<div class="scroll" role="group" tabindex="0" aria-label="Parameters of {entry.name}"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>' if rows else ''
     where = f'<p class="from">Explained where it is defined: <a href="{chapter}.html#{entry.cell}">{entry.name} in {chapter}</a></p>' if entry.cell and chapter else ''
     signature = f'<div class="highlight"><pre>{html.escape(entry.signature, quote=False)}</pre></div>'.replace('\n\n', '\n')

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['patience', 'finished', 'Ledger', 'Estimate', 'clock', 'Outcome', 'sweep', 'survey']
 
-# %% ../nbs/33_sweeps.ipynb #fce6384e
+# %% ../nbs/33_sweeps.ipynb #abd4f3a2
 import hashlib, json, os, platform, re, shlex, time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from .core import NoisynbError, Table, atomic_write
 from .grids import Job, made_by, plan, read_record
@@ -246,7 +247,7 @@ class _Sweep:
         self.engine.stop()
         for j in self.begun: self.ledger.release(j.key)
 
-# %% ../nbs/33_sweeps.ipynb #ea950b7d
+# %% ../nbs/33_sweeps.ipynb #00d00dc9
 def sweep(
     grid, # a dict, or the path of a file
     out='reports', # folder of the reports
@@ -257,6 +258,7 @@ def sweep(
     say=print, # gets a line for each run that ends
 )->Outcome:
     "Do what is not done of a grid; may be stopped at any time, and may run on several machines that share the folder"
+    if since and since > (now := datetime.now(timezone.utc).isoformat()): raise NoisynbError(f'since is {since!r}, which is still to come; give a time before {now[:16]} UTC')
     books, start = _Sweep(plan(grid, out, pages), out, engine or Local(), retry, since, say), time.monotonic()
     try: books.run()
     finally: books.close()

@@ -136,6 +136,7 @@ def test_what_is_finished_is_skipped(pool, tmp_path):
     more = sweeps.sweep(grid(4), tmp_path/'r', pool(), say=said.append) # all pages now
     assert (more.before, more.done) == (1, 3)
     assert sweeps.sweep(grid(4), tmp_path/'r', pool(), since='2026-01-02').before == 4 and sweeps.sweep(grid(4), tmp_path/'r', pool(), since='2026-01-03', say=said.append).before == 0
+    with pytest.raises(NoisynbError, match='still to come'): sweeps.sweep(grid(4), tmp_path/'r', pool(), since='2999-01-01')
     assert claims(tmp_path/'r') == []
 
 def test_failures_are_told_and_tried_again_on_request(pool, tmp_path, monkeypatch):

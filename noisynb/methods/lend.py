@@ -223,7 +223,7 @@ class LEND(_Graphs, ImageMethod):
 
     def _finish(self): self._judge(self._table())
 
-# %% ../../nbs/24_methods.lend.ipynb #f2049d9b
+# %% ../../nbs/24_methods.lend.ipynb #3f9a45e5
 class LENDGraph(NoisyLabelClassifier):
     "Dilution over the whole neighbour graph of frozen embeddings, then a linear probe on the diluted labels"
     def __init__(self,
@@ -236,7 +236,7 @@ class LENDGraph(NoisyLabelClassifier):
         C=1., # inverse strength of the penalty of the probe
         metric='euclidean', # or 'cosine'
         standardize=False, # scale columns to unit variance first
-        engine='auto', # one of `neighbors.engines`
+        engine='auto', # one of `search.engines`
         device='auto', # where torch searches
     ):
         self.k, self.gamma, self.coupling, self.propagation, self.steps, self.centre, self.C = k, gamma, coupling, propagation, steps, centre, C

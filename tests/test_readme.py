@@ -17,7 +17,6 @@ short = {
     'make lab': 'make --dry-run lab', # stays open
     'pip install -e ".[dev]"': None, # fetches; see below
     'noisynb audit PATH': 'noisynb audit photos --method knn',
-    'noisynb sweep sweeps/cpu.toml': 'noisynb sweep sweeps/digits.toml --dry-run', # takes days, and data that has to be fetched
     'noisynb sweep sweeps/digits.toml': 'noisynb sweep sweeps/digits.toml --dry-run',
     'nbdev_test': 'nbdev_test --path nbs/20_methods.ipynb --n_workers 0',
     'jupyter lab': 'jupyter lab --version', # stays open; tests/test_browser.py looks at it

@@ -100,12 +100,15 @@ def title(result) -> Block:
     text = f'{who} learnt from {r["n_train"]:,} images{labels}{tested}.'
     return Block(f'<h1>{html.escape(describe(r))}</h1><p class="lede">{html.escape(text)}</p>', f'{describe(r)}\n\n{text}')
 
-# %% ../nbs/32_reports.ipynb #fd4a4994
+# %% ../nbs/32_reports.ipynb #5bcc11d3
 def headline(result) -> Block:
     "The numbers that matter, as tiles"
     r, rate = result, result['noise_rate_realised']
-    base = ', '.join(f'{percent(v)} ({baseline_name(k)})' for k, v in r.get('baseline_accuracy', {}).items()).replace('(k-NN, ', '(')
-    tiles = [('Test accuracy', percent(r['test_accuracy']), f'k-NN on the same labels: {base}' if base else 'on right labels')] if r['n_test'] else []
+    base = r.get('baseline_accuracy') or {}
+    if 'control' in base: beside = ', '.join(f'{baseline_name(k)}: {percent(v)}' for k, v in base.items())
+    elif base: beside = 'k-NN on the same labels: ' + ', '.join(f'{percent(v)} ({baseline_name(k)})' for k, v in base.items()).replace('(k-NN, ', '(')
+    else: beside = 'on right labels'
+    tiles = [('Test accuracy', percent(r['test_accuracy']), beside)] if r['n_test'] else []
     if rate is None and r.get('n_flagged') is not None:
         tiles += [('Labels flagged', f'{r["n_flagged"]:,}', f'{percent(r["n_flagged"]/r["n_train"])} of {r["n_train"]:,}; which are wrong is not known')]
     if r.get('label_error_recall') is not None:

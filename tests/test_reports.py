@@ -199,6 +199,8 @@ def test_headline_of_odd_runs():
     assert 'Labels flagged: 7 (7.0\u202f% of 100' in repr(reports.headline(clean)) and 'right labels' not in repr(reports.title(clean)) + repr(reports.data_facts(clean))
     assert repr(reports.comparison({'a': clean})).startswith('Method  Test accuracy\n')
     assert 'it flags none' in repr(reports.headline(result(label_error_precision=None, label_error_recall=0., n_flagged=0)))
+    beside = repr(reports.headline(result(baseline_accuracy={'control': .5})))
+    assert 'The same without echoes: 50.0' in beside and 'k-NN' not in beside
     empty = result(n_test=0, test_accuracy=None, test_balanced_accuracy=None, predict_seconds=None, noise_rate_realised=None, label_error_recall=None, label_error_auroc=None)
     for block in (reports.title, reports.headline, reports.data_facts, reports.cost_facts, reports.provenance_facts): assert block(empty).markup
     assert 'Test accuracy' not in repr(reports.headline(empty)) and 'tested' not in repr(reports.title(empty)) and 'test images' not in repr(reports.cost_facts(empty)).lower()

@@ -113,7 +113,7 @@ def look(
     found = embed(whole, embedding, device=device, data_dir=data_dir)
     return replace(found, train=found.train[rows])
 
-# %% ../nbs/30_experiment.ipynb #a19de667
+# %% ../nbs/30_experiment.ipynb #54c1f0b6
 baselines = (11, 51)   # doing nothing about the noise: plain votes of few and of many
 
 def neighbors(
@@ -144,7 +144,7 @@ def _alone(path):
     "Who comes second waits, and finds what the first has made; the lock of a process that died is free"
     lock = FileLock(path)
     try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire()
-    except (OSError, NotImplementedError): pass   # where nothing can be written nothing is kept, either
+    except (OSError, NotImplementedError): pass   # a disk that cannot be written to, or that knows no locks (NotImplementedError): go on without
     try: yield
     finally: lock.release()
 

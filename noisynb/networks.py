@@ -101,10 +101,11 @@ class SmallCNN(Network):
     def __init__(self, n_classes, in_channels, size, widths=None):
         super().__init__()
         if size < 4: raise NoisynbError(f'small-cnn needs images of at least 4 pixels, and size is {size}')
-        widths, layers = widths or ((32, 64, 64) if size < 16 else (24, 48, 96, 96)), []
+        large, layers = size >= 16, []
+        widths = widths or ((16, 32, 64, 128) if large else (32, 64, 64))
         for i, (inside, outside) in enumerate(zip((in_channels, *widths), widths)):
-            layers += [conv3(inside, outside), nn.BatchNorm2d(outside), nn.ReLU()]
-            if i < len(widths) - 1 and (i or size >= 16): layers.append(nn.MaxPool2d(2))
+            active, pool = [nn.BatchNorm2d(outside), nn.ReLU()], [nn.MaxPool2d(2)]*(i < len(widths) - 1 and (large or i > 0))
+            layers += [conv3(inside, outside), *(pool + active if large else active + pool)]
         self.trunk, self.head = nn.Sequential(*layers), nn.Linear(widths[-1], n_classes)
 
     def features(self, x): return self.trunk(x).mean((2, 3))

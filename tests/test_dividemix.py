@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from sklearn.mixture import GaussianMixture
 from torch.nn import functional as F
 
 from noisynb import augment
@@ -416,6 +417,31 @@ def test_guard_against_huge_losses():
     losses = np.r_[np.linspace(0, .6, 100), rng.normal(.6, .02, 200), .9]
     assert divide(losses, [])[0][-1] > .99 and divide(losses, [], guard=True)[0][-1] == 0
 
+def test_a_class_of_large_losses_keeps_its_right_labels():
+    "Each class by itself, against scikit-learn's mixture of that class; a class of few examples goes with all"
+    rng = np.random.default_rng(0)
+    means, sizes = [(.1, .8), (1.2, 2.), (.1, 2.)], [(60, 40), (60, 40), (6, 4)] # right labels of the second class lie above wrong ones of the first
+    losses = np.concatenate([rng.normal(m, .05, n) for pair in zip(means, sizes) for m, n in zip(*pair)])
+    y, right = np.repeat([0, 1, 2], [100, 100, 10]), np.concatenate([np.repeat([True, False], pair) for pair in sizes])
+    together, apart = divide(losses, []), divide(losses, [], y=y)
+    assert not together[1][y == 1][:60].any() and (apart[1] == right).all()
+    values, few = min_max(losses), y == 2
+    for c in 0, 1:
+        v = values[y == c, None]
+        mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, means_init=[v.min(0), v.max(0)]).fit(v)
+        assert (apart[0][y == c] > .5).tolist() == (mixture.predict(v) == mixture.means_.argmin()).tolist()
+    assert (apart[0][few] == together[0][few]).all()
+
+def test_by_class_is_what_the_method_does(monkeypatch):
+    X, y, _ = stripes()
+    real, seen = module.divide, []
+    monkeypatch.setattr(module, 'divide', lambda *args: seen.append(args[6]) or real(*args))
+    small(by_class=True).fit(X, y)
+    assert seen and all((codes == y).all() for codes in seen)
+    seen.clear()
+    small(by_class=False).fit(X, y)
+    assert seen and all(codes is None for codes in seen)
+
 def test_lean_epochs_leave_unlabelled_rows_out(monkeypatch):
     X, y, _ = stripes()
     real, seen = module.semi_supervised_loss, []
@@ -443,7 +469,7 @@ def test_options():
     model = small(setting='cifar10-symmetric-90', recipe='published', epochs=None, batch_size=None)
     options = model._options(100)
     assert (options['epochs'], options['batch_size'], options['warmup'], options['lambda_u'], options['p_threshold']) == (300, 64, 10, 50., .6)
-    assert DivideMix()._options(19_999)['recipe'] == 'small' and DivideMix()._options(20_000)['recipe'] == 'fast'
+    assert [DivideMix()._options(n)['recipe'] for n in (4_999, 5_000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
     assert SMR(recipe='published')._options(10)['batch_size'] == 128 and SMR(recipe='published')._options(10)['recalibrate'] == 30
     assert all(set(r) == set(recipes['published']) for r in [*recipes.values(), *SMR.recipes.values()])
     assert {'dividemix', 'smr'} <= set(methods) and isinstance(make('smr', recipe='fast'), SMR)

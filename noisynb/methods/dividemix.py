@@ -120,12 +120,14 @@ def divide(
     last:int=1, # epochs to average
     clip:float=1., # losses above this quantile count as much as it
     guard:bool=False, # never take the largest losses for right
+    y=None, # (n,) codes of the given labels, to sort each class by itself; None for all together
 ): # (n,) chances of right labels; (n,) bool, taken for right
     "Chances and sides from the losses of one network (co-divide)"
     history.append(min_max(losses, clip))
     del history[:-last]
     values = recent_mean(history, last)
     w = two_component(values, guard)
+    for c in [] if y is None else np.flatnonzero(np.bincount(y) >= 100): w[y == c] = two_component(values[y == c], guard) # fewer losses make no mixture
     return w, split(w, values, threshold)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #73c1941f
@@ -174,14 +176,15 @@ def advise(
 # %% ../../nbs/25_methods.dividemix.ipynb #8c874c77
 _published = dict(network='auto', network_options=None, epochs=300, batch_size=64, learning_rate=.02, schedule='step', schedule_options=None, nesterov=False, weight_decay=5e-4,
     warmup=10, warmup_loss='ce', recalibrate=0, lambda_u='auto', p_threshold='auto', ramp=16, temperature=.5, alpha=4., guess='train', lean=False,
-    full_batches=False, last=1, clip=1., guard=False, prior='uniform', subset=0, ema=0., resize=0, crop=0)
+    full_batches=False, last=1, clip=1., guard=False, by_class=False, prior='uniform', subset=0, ema=0., resize=0, crop=0)
 _fast = _published | dict(epochs=60, batch_size=256, learning_rate=.08, schedule='triangle', schedule_options=dict(warmup=.05), nesterov=True,
     warmup=.08, ramp=.1, guess='table', lean=True, full_batches=True, clip=.999)
-_small = _fast | dict(epochs=25, batch_size=32, learning_rate=.05, schedule='cosine', schedule_options=None, nesterov=False, warmup=.2, full_batches=False)
+_small = _fast | dict(epochs=25, batch_size=32, learning_rate=.05, schedule='cosine', schedule_options=None, nesterov=False, warmup=.2, full_batches=False, by_class=True)
+_medium = _small | dict(alpha=.5, lambda_u=0.)
 _clothing = _published | dict(network='timm:resnet50', network_options=dict(pretrained=True), epochs=80, batch_size=32, learning_rate=.002, weight_decay=1e-3,
     warmup=1, warmup_loss='penalty', lambda_u=0., alpha=.5, lean=True, subset=32_000, resize=256, crop=224)
 _webvision = _published | dict(network='timm:inception_resnet_v2', epochs=80, batch_size=32, learning_rate=.01, warmup=1, lambda_u=0., alpha=.5, lean=True, resize=320, crop=299)
-recipes = dict(published=_published, fast=_fast, small=_small, clothing1m=_clothing, webvision50=_webvision)
+recipes = dict(published=_published, fast=_fast, small=_small, medium=_medium, clothing1m=_clothing, webvision50=_webvision)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #9248f344
 class _Plain:
@@ -245,13 +248,17 @@ class _Divided:
         tables = predicted[::-1] if self.guess == 'table' else None
         found = []
         for k in (0, 1):
-            w, right = divide(losses[k].cpu().numpy(), s.histories[1 - k], s.settled['p_threshold'], self.last, self.clip, self.guard)
+            w, right = divide(losses[k].cpu().numpy(), s.histories[1 - k], s.settled['p_threshold'], self.last, self.clip, self.guard, self._sorted_by(rows[k]))
             trust = torch.zeros(len(self._codes), device=self._codes.device)
             trust[rows[k]] = torch.from_numpy(w).to(trust)
             found.append((trust, *(rows[k][torch.from_numpy(side).to(rows[k].device)] for side in (right, ~right))))
         trained = [self._train(k, *found[k], tables, weight, rate) for k in (0, 1)]
         row = _mean(trained) | dict(n_clean=sum(len(known) for _, known, _ in found)/2)
         return row if self.subset else row | self._signs(predicted[::-1], [known for _, known, _ in found])
+
+    def _sorted_by(self, rows=slice(None)):
+        "Codes of the given labels of the rows, if each class is sorted by itself"
+        return self._codes[rows].cpu().numpy() if self.by_class else None
 
     def _signs(self, proba, known):
         "What can be seen of failure: labels taken for right that the other network would not give, and a class that is given but not predicted"
@@ -308,7 +315,7 @@ class _Trained:
 @dataclass(eq=False, repr=False)
 class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     "Two networks that sort each other's labels and learn semi-supervised (Li, Socher and Hoi 2020)"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 20,000 images, else 'fast'
+    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' below 5,000 images, 'medium' below 20,000, else 'fast'
     setting: str|None = None # a row of `settings`
     network: str|None = None # None for the recipe's, and so for all that follow
     epochs: int|None = None
@@ -332,6 +339,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     last: int|None = None # epochs whose losses are averaged; the published code takes 5 at 90 % noise
     clip: float|None = None # quantile of the losses that counts as the largest
     guard: bool|None = None # never take the largest losses for right
+    by_class: bool|None = None # sort the labels of each class by themselves
     prior: str|None = None # expected shares of the classes: 'uniform', or 'labels' for those of the given labels
     ema: float|None = None # share that the running mean of the weights keeps at each step; it sorts and answers; 0 for the weights themselves
     subset: int|None = None # images of an epoch, drawn evenly from the classes; 0 for all
@@ -346,7 +354,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
 
     def _options(self, n):
         "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 20_000 else 'fast'
+        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 5_000 else 'medium' if n < 20_000 else 'fast'
         if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
         options = dict(self.recipes[recipe])
         if self.setting is not None:
@@ -391,7 +399,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
         s = self._state
         losses, proba = zip(*(self._look(k) for k in (0, 1)))
         self.settled_ = s.settled or self._settle([slice(None)]*2, proba)
-        w = [divide(l.cpu().numpy(), list(h), self.settled_['p_threshold'], self.last, self.clip, self.guard)[0] for l, h in zip(losses, s.histories)]
+        w = [divide(l.cpu().numpy(), list(h), self.settled_['p_threshold'], self.last, self.clip, self.guard, self._sorted_by())[0] for l, h in zip(losses, s.histories)]
         self.label_quality_, self.quality_threshold_ = np.mean(w, 0), self.settled_['p_threshold']
         self.corrected_labels_ = self.classes_[sum(proba).argmax(1).cpu().numpy()]
         self.options_ = {k: getattr(self, k) for k in ['recipe', *self.recipes['published']]}

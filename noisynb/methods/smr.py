@@ -11,7 +11,7 @@ from . import dividemix
 from .dividemix import DivideMix
 
 # %% ../../nbs/26_methods.smr.ipynb #47a10616
-_smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=every) for (name, recipe), every in zip(dividemix.recipes.items(), (30, .1, .2, 10, 15))}
+_smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=every) for (name, recipe), every in zip(dividemix.recipes.items(), (30, .1, .2, .2, 10, 15))}
 recipes = _smr | dict(
     published=_smr['published'] | dict(batch_size=128),
     webvision50=_smr['webvision50'] | dict(epochs=120, schedule_options=dict(at=(1/3, 2/3))),

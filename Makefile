@@ -8,7 +8,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $
 
 bin   := $(VENV)/bin
 stamp := $(VENV)/.installed
-page  := reports/digits/instance-0.4/wann-seed0.html
+page  := build/report/wann.html
 wraps := $(VENV)/share/jupyter/lab/settings/overrides.d/noisynb.json
 
 .DEFAULT_GOAL := help
@@ -44,13 +44,11 @@ $(wraps): | $(stamp)
 lab: $(stamp) $(wraps)
 	$(bin)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
-report: $(VENV)/.reported | $(wraps)
+report: $(page) | $(wraps)
 	@echo 'Open $(page); its numbers are in $(notdir $(page:.html=.json)) beside it.'
 
-# A stamp of its own, because the page is in the repository and may be newer than what it is made from.
-$(VENV)/.reported: $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb/*/*.py noisynb/templates/report/*)
+$(page): $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb/*/*.py noisynb/templates/report/*)
 	$(bin)/noisynb run wann -p dataset digits -p noise_type instance -p noise_rate 0.4 -p seed 0 -o $(page:.html=.ipynb)
-	@touch $@
 
 # One thread per worker: the workers are forked from a parent that ran nothing parallel, and share the cores.
 test: $(stamp) | $(wraps)

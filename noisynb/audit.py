@@ -51,7 +51,7 @@ class Subject:
         if not isinstance(self.images, Files): return f'image {i}'
         return '/'.join(path.parts[-2:]) if path.is_absolute() or '..' in path.parts else str(path)
 
-def is_table(path)->bool: return Path(str(path)).suffix.lower() in ('.csv', '.tsv', '.parquet', '.pq')
+def is_table(path)->bool: return Path(str(path)).suffix.lower() in ('.csv', '.tsv', '.parquet', '.pq') # by its ending
 
 # %% ../nbs/34_audit.ipynb #4ae66c89
 def subject(
@@ -126,7 +126,7 @@ def choose(
     missing = [m for m in ('timm', 'onnxruntime') if not find_spec(m)]
     return 'pca:64', 'there are no weights of a timm network on this machine and no .onnx file in the data folder' + (f'; {" and ".join(missing)} not installed either (pip install "noisynb[backbones]")' if missing else '')
 
-def announce(name, why)->str: return f'{portable(name)} ({why})'
+def announce(name, why)->str: return f'{portable(name)} ({why})' # both from `choose`
 
 # %% ../nbs/34_audit.ipynb #6df576b1
 def sized(images, side):
@@ -136,8 +136,8 @@ def sized(images, side):
 def look(
     s:Subject, # readable
     embedding, # a name that `embed` takes, or an Extractor
-    device:str='auto',
-    data_dir=None,
+    device:str='auto', # where a network runs
+    data_dir=None, # the data folder
 ): # (n, d) float32, name, and what was done in words
     "One row of numbers for each image"
     if isinstance(embedding, str) and embedding.endswith('.npz'):
@@ -274,7 +274,7 @@ def check(
     path='digits', out=None, embedding='auto', method='wann', noise_type='none', noise_rate=.05, seed=0, path_column=None, label_column=None,
     n_shown=24, corrected=False, device='auto', options=None, data_dir=None,
 )->Subject: # what will be audited
-    "Raise `NoisynbError` for what could not run: unknown names, missing files, an output inside the input"
+    "Raise `NoisynbError` for parameters of an audit that could not run: unknown names, missing files, an output inside the input"
     if isinstance(n_shown, bool) or not isinstance(n_shown, int) or n_shown < 0: raise NoisynbError(f'n_shown is {n_shown!r}; give the number of labels to show, 0 or more')
     own = isinstance(path, Dataset) or str(path) not in datasets and not str(path).endswith('.npz')
     if own and not isinstance(path, Dataset) and not Path(str(path)).expanduser().exists(): raise unknown('folder, table or data set', path, list(datasets))

@@ -38,10 +38,10 @@ class Setting:
 def select(
     results='reports', # a folder, a file or a pattern such as 'reports/*/worst/*.json', or a list of these
     method=None, # keep only this one, or those in a list; by its name in the registry
-    dataset=None,
-    noise_type=None,
-    noise_rate=None,
-    seed=None,
+    dataset=None, # the same
+    noise_type=None, # the same
+    noise_rate=None, # the same
+    seed=None, # the same
 ) -> list: # of Setting
     "The records asked for, by setting"
     asked, paths = [results] if isinstance(results, (str, Path)) else list(results), []
@@ -268,7 +268,7 @@ def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)
     return None, [], np.zeros((0, 0), bool)
 
 def overlap(masks) -> np.ndarray: # (k, k); of what either has, the share that both have
-    "Jaccard index of every two rows"
+    "Jaccard index of every two rows of `masks` (k, n)"
     m = np.asarray(masks, float)
     both, each = m @ m.T, m.sum(1)
     return both/np.maximum(each[:, None] + each - both, 1)

@@ -32,8 +32,8 @@ def check_set(
     if outside.any(): raise NoisynbError(f'{what}[{outside.argmax()}] is {labels[outside.argmax()]}, and there are {n_classes} classes; give codes from 0 to {n_classes - 1}')
     return labels.astype(np.int64)
 
-def image_set(images, device, **options):
-    "Images as training takes them, from an array or from files"
+def image_set(images, device, **options): # ImageSet, or FileSet of images in files; options are theirs
+    "Images (n, h, w, c) as training takes them, from an array or from files"
     return (ImageSet if isinstance(images, np.ndarray) else FileSet)(images, device, **options)
 
 # %% ../nbs/17_early.ipynb #91072444
@@ -80,14 +80,14 @@ class EarlyNetwork:
                 found.append((features.float().cpu().numpy(), network.head(features.float()).cpu().numpy()))
         return [np.concatenate(parts) for parts in zip(*found)]
 
-    def features(self, images): return self._see(images)[0]
+    def features(self, images): return self._see(images)[0] # (n, d) float32
 
     def proba(self, images):
         "Chances (n, n_classes) of the classes"
         return torch.from_numpy(self._see(images)[1]).softmax(1).numpy()
 
     def losses(self, images, labels):
-        "Cross-entropy (n,) of the labels"
+        "Cross entropy (n,) of the labels"
         return F.cross_entropy(torch.from_numpy(self._see(images)[1]), torch.from_numpy(np.asarray(labels, np.int64)), reduction='none').numpy()
 
 # %% ../nbs/17_early.ipynb #89e41ac2

@@ -31,7 +31,7 @@ def check(
     method='wann', dataset='digits', data_dir=None, embedding='raw', noise_type='instance', noise_rate=0.4, seed=0,
     n_train=None, imbalance=None, epochs=None, time_budget=None, device='auto', options=None,
 ):
-    "Raise `NoisynbError` for names and values that cannot run; reads no data"
+    "Raise `NoisynbError` for parameters of `run` that cannot run; reads no data"
     if not _whole(seed) or seed < 0: raise NoisynbError(f'seed is {seed!r}; give a whole number from 0')
     estimator(method, options, seed, epochs, time_budget, device)
     if not available(dataset, data_dir): load(dataset, data_dir)   # says which files are missing and where to put them
@@ -106,7 +106,7 @@ def look(
     rows, # which rows of the whole training part are left
     embedding: str = 'raw',
     device: str = 'auto',
-    data_dir=None,
+    data_dir=None, # the data folder
 ) -> Embedded:
     "One row of numbers for each image"
     if data is whole or parse(embedding)[0] in ('raw', 'pca', 'onnx', 'timm'): return embed(data, embedding, device=device, data_dir=data_dir)

@@ -308,7 +308,7 @@ def _instance(split, y, rate, seed, scheme, C, features, standardize):
 def subsample(
     split, # a `Split`, or an array of labels
     n:int, # how many examples to keep
-    seed=0,
+    seed=0, # an integer, or a ready-made generator
     scheme:str=None, # 'wann' for the rows that its public code keeps, in its order
 )->np.ndarray: # (n,) row numbers
     "A stratified choice of `n` examples"
@@ -328,7 +328,7 @@ def subsample(
 def long_tail(
     split, # a `Split`, or an array of labels
     ratio:float, # size of the last class over that of the first, above 0 and at most 1
-    seed=0,
+    seed=0, # an integer, or a ready-made generator
     scheme:str=None, # 'wann' for the rows that its public code keeps, in its order
 )->np.ndarray: # row numbers
     "A choice of examples whose class sizes fall off exponentially"

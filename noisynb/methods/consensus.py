@@ -27,7 +27,7 @@ def calibrate(
     parts: int = 20, # into which ranks are sorted
     rounds: int = 60, # of expectation maximisation
 ) -> np.ndarray: # (n,) chance that a label is right
-    "Naive Bayes on the ranks of several methods, learnt without any label's truth"
+    "Naive Bayes on the ranks of several methods, learnt without any label's truth (after Dawid and Skene 1979)"
     Q = np.atleast_2d(qualities); n = Q.shape[1]
     ranks, parts = np.array([rankdata(q) - .5 for q in Q])/n, int(np.clip(n//10, 2, parts))
     part, middle = np.minimum((ranks*parts).astype(int), parts - 1), (np.arange(parts) + .5)/parts

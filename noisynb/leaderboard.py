@@ -161,7 +161,7 @@ def _figure(tables) -> str:
             lines.append(_mark('e' if r['embedding'] else 'i', r['method'] in _nothing, at(_mean(runs)), y, f'{entry_name(r)}: {spread(_column(runs, "test_accuracy"))}, n = {len(runs)}'))
         told.append(f'{name}: best {said} with {percent(_mean(ordered[0]))}, last {entry_name(ordered[-1][0][1])} with {percent(_mean(ordered[-1]))}')
     key = ''.join(_mark(k, o, x, bottom + 41, t) + f'<text x="{x + 10}" y="{bottom + 45}">{t}</text>' for k, o, x, t in
-                  (('e', False, 6, 'on embeddings'), ('i', False, 126, 'network on images'), ('e', True, 272, 'plain votes'), ('i', True, 374, 'plain cross-entropy')))
+                  (('e', False, 6, 'on embeddings'), ('i', False, 126, 'network on images'), ('e', True, 272, 'plain votes'), ('i', True, 374, 'plain cross entropy')))
     axis = f'<text x="{right + 24}" y="{bottom + 16}">test accuracy in %</text>'
     return (f'<figure><div class="scroll" role="region" tabindex="0" aria-label="Figure: accuracy of every method"><svg viewBox="0 0 880 {bottom + 54}" role="img" aria-label="{_e(". ".join(told))}.">'
             + '\n'.join(lines) + key + axis + '</svg></div><figcaption>Mean accuracy of every method on every noisy data set. Named on the right: the best mean, with its spread over seeds. '

@@ -97,7 +97,7 @@ def mixup_loss(
     permutation, # (n,) the row mixed into each
     lam, # share of the row itself
 ): # scalar
-    "Cross-entropy with both labels of a mixed image"
+    "Cross entropy with both labels of a mixed image"
     log_p = log_proba(logits)
     return lam*F.nll_loss(log_p, y) + (1 - lam)*F.nll_loss(log_p, y[permutation])
 
@@ -327,7 +327,7 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     weight_decay: float|None = None
     warmup: float|None = None # epochs, or a share of the run
     warmup_loss: str|None = None # 'ce', 'penalty' or 'mixup'
-    recalibrate: float|None = None # every so many epochs one of plain cross-entropy, or a share of the run; 0 for none
+    recalibrate: float|None = None # every so many epochs one of plain cross entropy, or a share of the run; 0 for none
     lambda_u: float|str|None = None # weight of unlabelled rows; 'auto' for `advise`
     p_threshold: float|str|None = None # chance above which a label is taken for right; 'auto' for `advise`
     ramp: float|None = None # epochs in which lambda_u is reached, or a share of the run

@@ -42,7 +42,7 @@ def soft_cross_entropy(
     logits, # (..., n, n_classes)
     targets, # (n, n_classes) rows that sum to one
 ): # (..., n)
-    "Cross-entropy with each row of targets"
+    "Cross entropy with each row of targets"
     return -(targets*logits.log_softmax(-1)).sum(-1)
 
 # %% ../../nbs/27_methods.promix.ipynb #830e342b

@@ -19,7 +19,7 @@ from .core import NoisynbError, atomic_write, fingerprint, pick_device, torch_ge
 from .diffusion import UNet, signal_shares, travel
 from .early import EarlyNetwork, believe, check_set, cosine, image_set, neighbour_trust, separation
 from .networks import EMA
-from .training import Schedule, State, autocast, batches, processor_threads, read_checkpoint, set_rate, train, write_checkpoint
+from .training import Schedule, State, autocast, batches, processor_threads, set_rate, train
 
 # %% ../nbs/18_echomod.ipynb #d28181c6
 @dataclass(eq=False, repr=False)
@@ -175,10 +175,7 @@ class _Trained(EchoMod):
         schedule = Schedule(self.learning_rate, 'cosine', warmup=min(50/steps, .25))
         options = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in (*self.free, 'start', 'strength', 'guidance', 'steps')}
         identity = dict(method=type(self).__name__, data=self.data_, device=self._place.type) | options
-        history = train(state, lambda epoch, rate: self._epoch(state, set, codes, shares, rate), schedule, self.epochs, self.time_budget, self.checkpoint, identity, verbose=self.verbose)
-        if self.checkpoint and (kept := read_checkpoint(self.checkpoint, identity)) and len(kept['history']) < len(history):
-            write_checkpoint(self.checkpoint, kept | dict(state=state.state_dict(), history=history, progress=1., spent=60*self.time_budget)) # the budget ended the run, not the epochs
-        return history
+        return train(state, lambda epoch, rate: self._epoch(state, set, codes, shares, rate), schedule, self.epochs, self.time_budget, self.checkpoint, identity, verbose=self.verbose)
 
     def _epoch(self, state, set, codes, shares, rate):
         "Learn once from each image, at one random noise level"

@@ -315,6 +315,7 @@ def train(
     if done: state.load_state_dict(done['state'])
     history, progress, spent = (done['history'], done['progress'], done['spent']) if done else ([], 0., 0.)
     begun, written, cost = time.perf_counter() - spent, -math.inf, 0.
+    def keep(spent): write_checkpoint(checkpoint, dict(identity=identity or {}, state=state.state_dict(), history=history, progress=progress, spent=spent))
     with live_table() if verbose else nullcontext(lambda **row: None) as show, _told(checkpoint, history):
         for row in history: show(**row)
         while (left := _epochs_left(history, epochs, minutes, time.perf_counter() - begun)) > 0:
@@ -328,9 +329,10 @@ def train(
             show(**history[-1])
             now = time.perf_counter()
             if checkpoint and (epoch + 1 == epochs or now - written > 10*cost): # at most a tenth of the time goes into writing
-                write_checkpoint(checkpoint, dict(identity=identity or {}, state=state.state_dict(), history=history, progress=progress, spent=now - begun))
+                keep(now - begun)
                 written = time.perf_counter()
                 cost = written - now
+        if checkpoint and minutes and len(history) < epochs: keep(max(60*minutes, time.perf_counter() - begun)) # the same budget has nothing left, whatever a check of the clock says
     return history
 
 # %% ../nbs/16_training.ipynb #51a88716

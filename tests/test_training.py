@@ -330,6 +330,18 @@ def test_the_budget_counts_what_was_spent_before_a_stop(clock, tmp_path):
     clock.now = 5000.
     assert len(train(State(), epoch, Schedule(1.), 1000, 1, tmp_path/'a.pt')) == 10
 
+def test_a_spent_budget_stays_spent(clock, tmp_path, monkeypatch):
+    def epoch(e, rate):
+        clock.now += 6
+        return dict(loss=1.)
+    def slow(*a):
+        clock.now += 4 # the run stops for the time that writing took, which a checkpoint can't know of
+        write_checkpoint(*a)
+    monkeypatch.setattr(training, 'write_checkpoint', slow)
+    first = train(State(), epoch, Schedule(1.), 1000, .15, tmp_path/'a.pt')
+    assert len(first) == 1 and train(State(), epoch, Schedule(1.), 1000, .15, tmp_path/'a.pt') == first
+    assert len(train(State(), epoch, Schedule(1.), 1000, .4, tmp_path/'a.pt')) == 3
+
 def test_watch_joins_the_row_and_costs_no_training_time(clock):
     def watch():
         clock.now += 100

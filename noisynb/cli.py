@@ -96,8 +96,8 @@ def _stopped(notebook, error):
     stopped.status = 1
     return stopped
 
-def _portable(path, notebook, out):
-    "Take the paths of this machine out of the metadata and the cell that papermill wrote"
+def _tidy(path, notebook, out):
+    "Take out the paths of this machine, the clock of every cell, and what a table says a second time as plain text"
     import nbformat
     from papermill.translators import PythonTranslator
     from noisynb.experiment import portable
@@ -107,6 +107,9 @@ def _portable(path, notebook, out):
     if given.get('data_dir'): given.data_dir = '$NOISYNB_DATA'
     for cell in nb.cells:
         if 'injected-parameters' in cell.metadata.get('tags', ()): cell.source = PythonTranslator.codify(given, 'Parameters')
+        for clock in 'papermill', 'execution': cell.metadata.pop(clock, None)
+        for data in (o.get('data', {}) for o in cell.get('outputs', ())):
+            if 'text/html' in data and len(data.get('text/plain', '')) > 300: del data['text/plain']
     inside = out.is_relative_to(Path.cwd())
     nb.metadata.papermill.update(input_path=f'nbs/{Path(notebook).name}', output_path=out.relative_to(Path.cwd()).as_posix() if inside else out.name)
     nbformat.write(nb, path)
@@ -140,7 +143,7 @@ def execute(
             draft = Path(aside)/out.name
             bar = dict(desc=out.stem, leave=False) if sys.stderr.isatty() else False
             execute_notebook(str(notebook), str(draft), parameters, progress_bar=bar, kernel_manager_class=_quiet())
-            _portable(draft, notebook, out)
+            _tidy(draft, notebook, out)
             names = [Path(page(draft)).name for page in pages or ()] + [out.name]*keep
             for name in names: os.replace(Path(aside)/name, out.parent/name)
         return [out.parent/name for name in names]

@@ -261,6 +261,14 @@ def write_page(
     return atomic_write(path.with_suffix('.html'), _mend(page))
 
 # %% ../nbs/32_reports.ipynb #3249a95d
+def _webp(png: str) -> str:
+    "A picture within a page, without loss in a quarter less"
+    import base64, io
+    from PIL import Image
+    out = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png.partition(',')[2]))).save(out, 'webp', lossless=True, quality=100, method=4) # method 6 takes a hundred times as long for a hundredth less
+    return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
+
 def _mend(page: str) -> str:
     "Take out what a page must not have, and put in what every reader needs"
     from bs4 import BeautifulSoup
@@ -273,6 +281,7 @@ def _mend(page: str) -> str:
     for th in soup.select('thead th:not([scope])'): th['scope'] = 'col'
     for th in soup.select('tbody th:not([scope])'): th['scope'] = 'row'
     for mark in soup.select('.anchor-link'): mark.decompose()
+    for img in soup.select('img[src^="data:image/png;base64,"]'): img['src'] = min(img['src'], _webp(img['src']), key=len)
     names = []
     for table in soup.find_all('table'):
         above = table.find_previous(['h1', 'h2', 'h3'])

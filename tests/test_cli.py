@@ -176,6 +176,13 @@ def test_a_run_moves_everything_at_once(toy, tmp_path, monkeypatch):
     assert done.cells[-1].outputs[0].text == 'wann 7\n'
     assert done.metadata.papermill.output_path == 'out/a.ipynb' and str(tmp_path) not in Path('out/a.ipynb').read_text()
 
+def test_an_executed_notebook_says_a_table_once(toy, tmp_path):
+    class_ = "class T:\n    def _repr_html_(self): return '<p>x'\n    def __repr__(self): return 'y'*self.n\n"
+    files = cli.execute(toy(class_ + 'for n in 300, 301:\n    t = T(); t.n = n; display(t)'), tmp_path/'a.ipynb', dict(method='wann', seed=7))
+    done = nbformat.read(files[-1], 4)
+    assert [sorted(o.data) for o in done.cells[-1].outputs] == [['text/html', 'text/plain'], ['text/html']]
+    assert not any(set(c.metadata) & {'papermill', 'execution'} for c in done.cells)
+
 def test_a_failing_cell_leaves_what_was_there(toy, tmp_path, capfd):
     (tmp_path/'a.html').write_text('old')
     with pytest.raises(NoisynbError, match=r'toy.ipynb stopped in cell 3: ZeroDivisionError') as e: cli.execute(toy('1/0'), tmp_path/'a.ipynb', {'seed': 1}, [lambda d: pytest.fail('a page of a failed run')])

@@ -206,6 +206,17 @@ def test_headline_of_odd_runs():
     assert 'Test accuracy' not in repr(reports.headline(empty)) and 'tested' not in repr(reports.title(empty)) and 'test images' not in repr(reports.cost_facts(empty)).lower()
 
 
+def test_pictures_keep_every_pixel_of_the_notebook(tmp_path):
+    picture = plots.ranking([.1, .2, .3, .4], [True, False, True, False])
+    data, metadata = picture._repr_mimebundle_()
+    cell = new_code_cell('f()', outputs=[new_output('display_data', data, metadata=metadata)])
+    img = BeautifulSoup(reports.write_page(notebook(tmp_path/'x.ipynb', cell)).read_text(), 'html.parser').img
+    kind, content = img['src'].split(';base64,')
+    here, there = (np.asarray(Image.open(BytesIO(b)).convert('RGB')) for b in (base64.b64decode(content), picture.png))
+    assert kind == 'data:image/webp' and (here == there).all() and len(content) < .9*len(data['image/png'])
+    assert img['alt'] == picture.alt and int(img['width']) == metadata['image/png']['width']
+
+
 def test_tiles_stand_in_a_viewer_that_floats_terms():
     page = BeautifulSoup(reports.headline(result()).markup, 'html.parser')
     assert page.find_all('dt') and all('float:none;width:auto;display:block' in tag['style'] for tag in page.find_all(['dt', 'dd']))

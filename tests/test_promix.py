@@ -343,6 +343,17 @@ def test_the_share_that_is_seen(rho, monkeypatch):
     for right, seen in (((0, 4), 2/48), ((24, 36), 30/48), ((12, 12), 30/48), ((48, 48), 1.)):
         assert scan(*right) == pytest.approx((seen, kept(seen)))
 
+@pytest.mark.parametrize('seen, low, rho', [(16, 32, .6), (16, 20, 20/48), (30, 40, 30/48)])
+def test_six_tenths_within_two_estimates(monkeypatch, seen, low, rho):
+    "0.6, but no less than what is predicted, nor more than what a mixture takes for right"
+    model = bench(recipe='published', rho='median')
+    y, row, z = model._codes, torch.arange(48), torch.zeros(48, 3)
+    z[row, y] = .05
+    z[row, (y + 1) % 3] = torch.where(row < seen, -.1, torch.where(row < low, .1, 9.)) # predicted, narrowly lost, lost by far
+    monkeypatch.setattr(module, 'evaluate', lambda *a: z)
+    model._scan(0.)
+    assert (model._state.clean, model._state.rho) == pytest.approx((seen/48, rho))
+
 def test_scan_by_hand():
     model = bench(recipe='published', rho=.5)
     model._scan(0.)
@@ -457,7 +468,7 @@ def test_clean_labels_never_go_in():
     assert (names[a.predict(X)] == b.predict(X)).all() and (a.label_quality_ == b.label_quality_).all()
 
 @pytest.mark.parametrize('n, C, wrong', [(12, 2, .3), (48, 3, 0.), (48, 3, 1.), (4, 2, 0.), (2, 2, 0.)])
-@pytest.mark.parametrize('recipe', ['small', 'published', 'lmnl'])
+@pytest.mark.parametrize('recipe', ['small', 'medium', 'published', 'lmnl'])
 def test_ends_of_the_range(n, C, wrong, recipe):
     "Two classes, fewer images than a batch, no wrong labels, wrong labels only"
     X, y, _ = stripes(n, C, wrong)
@@ -476,7 +487,7 @@ def test_options():
     options = model._options(100)
     assert [options[k] for k in ('epochs', 'batch_size', 'warmup', 'rho', 'tau', 'alpha_o', 'alpha_p')] == [600, 256, 30, .5, .95, .5, .5]
     assert ProMix(setting='cifar100n', recipe='lmnl')._options(100)['alpha_o'] == 0
-    assert ProMix()._options(19_999)['recipe'] == 'small' and ProMix()._options(20_000)['recipe'] == 'fast'
+    assert [ProMix()._options(n)['recipe'] for n in (4999, 5000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
     assert all(set(r) == set(recipes['published']) for r in recipes.values())
     assert 'promix' in methods and isinstance(make('promix', recipe='lmnl'), ProMix)
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..augment import fmix, mixup
 from ..core import NoisynbError, unknown
 from .images import ImageMethod
-from ..selection import agreement, class_quotas, matched_confidence, small_loss
+from ..selection import agreement, class_quotas, matched_confidence, min_max, small_loss, two_component
 from ..training import Schedule, autocast, batches, evaluate, set_rate
 
 # %% ../../nbs/27_methods.promix.ipynb #32a6fae7
@@ -117,7 +117,8 @@ _fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule
     memory='auto', share_mixes=True, scan_every=2, lean=True)
 _small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.3, scan_every=1,
     rho='seen', tau=.7, agree=.6, cap=1., guesses='both', ramp=.3, beta=1., beta_ramp=.3, beta_after_ramp=1.)
-recipes = dict(published=_published, lmnl=_lmnl, fast=_fast, small=_small)
+_medium = _small | dict(rho='median', warmup=.2, agree=0, alpha=.5, regions=False, beta=0., beta_after_ramp=0.)
+recipes = dict(published=_published, lmnl=_lmnl, fast=_fast, small=_small, medium=_medium)
 
 # %% ../../nbs/27_methods.promix.ipynb #96c9020e
 _where = [(d, 'symmetric-included', r) for d in ('cifar10', 'cifar100') for r in (.2, .5, .8, .9)] + [('cifar10', 'asymmetric', .4)]
@@ -172,7 +173,8 @@ class _Scanned:
         logits = [evaluate(n, self._set) for n in s.networks[0].networks]
         losses = [F.cross_entropy(z, self._codes, reduction='none').cpu().numpy() for z in logits]
         s.clean = max(s.clean, float((torch.stack(logits).argmax(2) == self._codes).double().mean()))
-        s.rho = advise(s.clean, self.rho == 'auto') if isinstance(self.rho, str) else float(self.rho)
+        if self.rho == 'median': s.rho = float(np.median([.6, s.clean, np.mean([two_component(min_max(l)) > .5 for l in losses])]))
+        else: s.rho = advise(s.clean, self.rho == 'auto') if isinstance(self.rho, str) else float(self.rho)
         rho = s.rho + ((s.rho if self.rho_end is None else self.rho_end) - s.rho)*share
         quotas = class_quotas(y, len(self.classes_), rho, self.quotas == 'equal')
         s.base = torch.from_numpy(np.stack([small_loss(l, y, quotas) for l in losses])).to(self._codes.device)
@@ -249,7 +251,7 @@ class _Stepped:
 @dataclass(eq=False, repr=False)
 class ProMix(_Scanned, _Stepped, ImageMethod):
     "Two networks that choose as many right labels as they can (Xiao et al. 2023)"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 20,000 images, else 'fast'
+    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 5,000 images, 'medium' for fewer than 20,000, else 'fast'
     setting: str|None = None # a row of `settings`
     network: str|None = None # None for the recipe's, and so for all that follow
     epochs: int|None = None
@@ -262,7 +264,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
     heads: int|None = None # 2, or 1 for the form without pseudo head
     warmup: float|None = None # epochs, or a share of the run
     penalty: bool|None = None # on sure predictions in the warm-up
-    rho: float|str|None = None # share chosen by loss; 'auto' for `advise`, 'seen' for `advise` without caution
+    rho: float|str|None = None # share chosen by loss; 'auto' for `advise`, 'seen' for `advise` without caution, 'median' of that, 0.6, and what a mixture takes for right
     rho_end: float|None = None # what it becomes while w rises; None for no change
     quotas: str|None = None # 'equal' for each class, or by its 'size'
     tau: float|None = None # confidence above which labels are chosen
@@ -295,7 +297,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
 
     def _options(self, n):
         "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 20_000 else 'fast'
+        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 5000 else 'medium' if n < 20_000 else 'fast'
         if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
         options = dict(self.recipes[recipe])
         if self.setting is not None:
@@ -312,7 +314,7 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
         free, share = math.inf, ('rho', 'rho_end', 'cap', 'memory')
         for k in ('warmup', 'agree', 'ramp', 'beta_ramp', 'beta', 'beta_after_ramp', 'alpha_o', 'alpha_p', 'tau', 'tau_agree', *share):
             v = getattr(self, k)
-            if v is None and k in ('rho_end', 'tau_agree') or v == 'auto' and k in ('rho', 'memory') or v == 'seen' and k == 'rho': continue
+            if v is None and k in ('rho_end', 'tau_agree') or v == 'auto' and k in ('rho', 'memory') or v in ('seen', 'median') and k == 'rho': continue
             if not isinstance(v, (int, float)) or not 0 <= v <= (1 if k in share else free): raise NoisynbError(f'{k} is {v!r}; give a number from 0' + ' to 1'*(k in share))
         for k in 'temperature', 'alpha', 'scan_every':
             v = getattr(self, k)

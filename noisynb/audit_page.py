@@ -6,11 +6,12 @@
 __all__ = ['title', 'headline', 'how', 'thumbnail', 'witnesses', 'suspects', 'by_class', 'by_pair', 'conflicts', 'unreadable']
 
 # %% ../nbs/35_audit_page.ipynb #405ef6a9
-import base64, html, io, re
+import html, re
 import numpy as np
 from .audit import Audit, sized
 from .core import Table
 from .files import Files
+from .plots import webp
 from .reports import Block, _facts, memory, method_name, percent, seconds, spelled
 
 # %% ../nbs/35_audit_page.ipynb #f8846871
@@ -70,10 +71,9 @@ def thumbnail(
     "A small image as a data URI"
     from PIL import Image
     image = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
-    picture, out = Image.fromarray(np.ascontiguousarray(image)).convert('RGB'), io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(image)).convert('RGB')
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    picture.save(out, 'webp', quality=85 if max(picture.size) <= 40 else 65, method=6)
-    return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
+    return webp(picture, quality=85 if max(picture.size) <= 40 else 65, method=6)
 
 def _images(found, rows, side):
     "Thumbnails by row"

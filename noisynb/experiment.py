@@ -8,7 +8,7 @@ __all__ = ['generated', 'baselines', 'published', 'check', 'estimator', 'prepare
 
 # %% ../nbs/30_experiment.ipynb #30224dc7
 import base64, importlib, inspect, json, os, shlex, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -143,8 +143,9 @@ def neighbors(
 def _alone(path):
     "Who comes second waits, and finds what the first has made; the lock of a process that died is free"
     lock = FileLock(path)
-    try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire()
-    except (OSError, NotImplementedError): pass   # a disk that cannot be written to, or that knows no locks (NotImplementedError): go on without
+    with suppress(OSError, NotImplementedError):   # a disk that cannot be written to, or knows no locks: go on without
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     try: yield
     finally: lock.release()
 

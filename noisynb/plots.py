@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['palette', 'right', 'wrong', 'ink', 'dim', 'grid', 'look', 'Picture', 'axes', 'transition', 'quality', 'ranking',
-           'data_uri', 'Gallery', 'suspects', 'history', 'curves']
+           'webp', 'data_uri', 'Gallery', 'suspects', 'history', 'curves']
 
 # %% ../nbs/31_plots.ipynb #5aa4358d
 import base64, html, io
@@ -170,6 +170,15 @@ def ranking(
     return Picture(figure, f'Precision against recall of the wrong labels. {"; ".join(said)}; chance {flipped.mean():.3f}.')
 
 # %% ../nbs/31_plots.ipynb #48622979
+def webp(
+    picture, # a PIL image
+    **options, # of PIL's writer
+) -> str:
+    "A picture as a data URI"
+    out = io.BytesIO()
+    picture.save(out, 'webp', **options)
+    return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
+
 def data_uri(
     image, # (h, w, c) or (h, w), uint8
     limit: int = 88, # longest side of a thumbnail in pixels; smaller images stay as they are
@@ -178,10 +187,10 @@ def data_uri(
     from PIL import Image
     image = np.asarray(image); image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     if image.ndim == 3 and image.shape[-1] != 3: image = image.mean(-1)
-    picture, out = Image.fromarray(image.astype(np.uint8)), io.BytesIO()
+    picture = Image.fromarray(image.astype(np.uint8))
     exact = max(picture.size) <= 32
-    picture.thumbnail((limit, limit)); picture.save(out, 'webp', lossless=exact, quality=100 if exact else 85, method=6)
-    return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
+    picture.thumbnail((limit, limit))
+    return webp(picture, lossless=exact, quality=100 if exact else 85, method=6)
 
 # %% ../nbs/31_plots.ipynb #c42aeda7
 class Gallery:

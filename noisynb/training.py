@@ -332,7 +332,7 @@ def train(
                 keep(now - begun)
                 written = time.perf_counter()
                 cost = written - now
-        if checkpoint and minutes and len(history) < epochs: keep(max(60*minutes, time.perf_counter() - begun)) # the same budget has nothing left, whatever a check of the clock says
+        if checkpoint and minutes and len(history) < epochs: keep(max(60*minutes, time.perf_counter() - begun)) # the same call, made again, trains no further
     return history
 
 # %% ../nbs/16_training.ipynb #51a88716

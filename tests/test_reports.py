@@ -79,7 +79,7 @@ def test_page_can_be_read_by_everyone(full):
     levels = [int(h.name[1]) for h in page.find_all(re.compile('^h[1-6]$'))]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
     assert page.html['lang'] == 'en' and page.find('meta', attrs={'name': 'viewport'}) and page.main
-    assert len(page.find_all('img')) == 23 and all(len(img['alt']) > 10 for img in page.find_all('img'))
+    assert len(page.find_all('img')) == 22 and all(len(img['alt']) > 10 for img in page.find_all('img'))
     assert page.find_all('th') and all(th['scope'] in ('col', 'row') for th in page.find_all('th'))
     assert all(table.find('th') and table.parent['tabindex'] == '0' for table in page.find_all('table'))
     assert page.find('details') and 'secret' not in page.get_text() and 'seed = 1' not in page.get_text()
@@ -238,10 +238,12 @@ def test_figures_leave_the_settings_of_others_alone():
 
 
 def test_transition_puts_numbers_where_they_belong():
-    texts = lambda T, names: {(round(t.get_position()[0]), round(t.get_position()[1])): t.get_text() for t in plots.transition(T, names).figure.axes[0].texts}
-    assert texts(np.array([[.75, .25], [0, 1.]]), 'ab') == {(0, 0): '75', (1, 0): '25', (1, 1): '100'}   # x is the label given
+    cells = lambda T, names: [[td.get_text() for td in row.select('td')] for row in BeautifulSoup(plots.transition(T, names)._repr_html_(), 'html.parser').select('tbody tr')]
+    assert cells(np.array([[.75, .25], [.004, .996]]), 'ab') == [['75', '25'], ['', '100']]   # a column is a label given
+    assert plots.transition(np.eye(2), ['<b>', 'a & b'])._repr_html_().count('&lt;b&gt;') == 2   # column and row
     with pytest.raises(NoisynbError, match='class names'): plots.transition(np.eye(3), 'ab')
-    assert plots.transition(np.array([[.75, .25, 0], [0, 1, 0], [0, 0, 0]]), 'abc').alt.endswith('Between 75\u202f% and 100\u202f% of a class keep the right label; class a keeps least.')   # nobody is of class c
+    assert repr(plots.transition(np.array([[.75, .25, 0], [0, 1, 0], [0, 0, 0]]), 'abc')).endswith('Between 75\u202f% and 100\u202f% of a class keep the right label; class a keeps least.')   # nobody is of class c
+    assert plots.transition(np.eye(13)).alt.startswith('Heat map of the transition matrix of 13 classes.')
 
 
 def test_ranking_matches_hand_count():
@@ -262,7 +264,14 @@ def test_images_of_any_shape_become_small_pictures(h, w, c):
     assert max(picture.size) <= 88 and picture.format.lower() == kind and len(data) < 12_000
     if max(h, w) <= 32:
         assert picture.size == (w, h)
-        if c in (None, 1, 3): assert (np.asarray(picture.convert('RGB' if c == 3 else 'L')) == (image.squeeze(-1) if c == 1 else image)).all()
+        if c in (None, 1): assert (np.asarray(picture.convert('L')) == (image.squeeze(-1) if c == 1 else image)).all()
+
+
+def test_small_colour_images_keep_their_colours():
+    y, x = np.mgrid[:32, :32]
+    image = np.stack([8*x, 8*y, np.full_like(x, 90)], -1).astype(np.uint8)
+    seen = np.asarray(Image.open(BytesIO(base64.b64decode(plots.data_uri(image).partition(',')[2]))).convert('RGB')).astype(int)
+    assert seen.shape == image.shape and np.abs(seen - image).mean() < 4
 
 
 def test_history_and_curves():

@@ -87,13 +87,13 @@ class Matrix:
         self.T, self.names, self.title, self.told = T, names, title, told
 
     def _repr_html_(self):
-        e = html.escape
+        e, left = html.escape, ' style="text-align:left"'
         turn = ' style="writing-mode:vertical-rl;transform:rotate(180deg);text-align:left"' if max(map(len, self.names)) > 2 else ''
         heads = ''.join(f'<th scope="col"{turn}>{e(name)}</th>' for name in self.names)
         cell = lambda share: f'<td style="background:{right}{round(140*share):02x}">{100*share:.0f}</td>' if share >= .005 else '<td></td>'   # opaque by half at most
-        rows = ''.join(f'<tr><th scope="row">{e(name)}</th>{"".join(map(cell, row))}</tr>' for name, row in zip(self.names, self.T))
-        return (f'<table class="matrix"><caption><b>{e(self.title)}, in %</b> {e(self.told)}</caption>'
-                f'<thead><tr><th scope="col">true class ↓ label given →</th>{heads}</tr></thead><tbody>{rows}</tbody></table>')
+        rows = ''.join(f'<tr><th scope="row"{left}>{e(name)}</th>{"".join(map(cell, row))}</tr>' for name, row in zip(self.names, self.T))
+        return (f'<table class="matrix"><caption{left}><b>{e(self.title)}, in %</b> {e(self.told)}</caption>'
+                f'<thead><tr><th scope="col"{left}>true class ↓ label given →</th>{heads}</tr></thead><tbody>{rows}</tbody></table>')
 
     def __repr__(self): return f'Transition matrix of {len(self.names)} classes. {self.told}'.strip()
 

@@ -169,7 +169,7 @@ def conflicts(
     shown = [g[np.unique(s.given[g], return_index=True)[1]] if len(g) > each else g for g in groups[:limit]] # of a large one, one image for each label
     uris = _images(found, [i for g in shown for i in g[:each]], 88)
     line = lambda i: f'<p><b>{_name(s.classes[s.given[i]], 40)}</b></p><p class="dim">{_name(s.short(i), 40)}</p>'
-    card = lambda g, rows: f'<article><div class="pair">' + ''.join(f'<div>{_img(found, uris, i, "big")}{line(i)}</div>' for i in rows[:each]) + f'</div><p class="dim">{"equal" if len(set(s.keys[g])) == 1 else "nearly equal"}{f", {len(g)} images" if len(g) > len(rows[:each]) else ""}</p></article>'
+    card = lambda g, rows: '<article><div class="pair">' + ''.join(f'<div>{_img(found, uris, i, "big")}{line(i)}</div>' for i in rows[:each]) + f'</div><p class="dim">{"equal" if len(set(s.keys[g])) == 1 else "nearly equal"}{f", {len(g)} images" if len(g) > len(rows[:each]) else ""}</p></article>'
     text = '\n'.join(' | '.join(f'{_shown(s.short(i))}: {_class(found, s.given[i])}' for i in g) for g in groups[:limit])
     return Block(f'<div class="suspects">{_style}{"".join(card(g, rows) for g, rows in zip(groups, shown))}</div>', text)
 

@@ -255,11 +255,10 @@ def cut(
     side, # (n,) of the square, in pixels
     across, # (n,) column of its centre
     down, # (n,) row of its centre
-    fill:tuple=(125, 123, 114), # red, green, blue; grey images get its luma
 ): # (n, c, h, w) uint8
-    "Paint a square into each image, none where `side` is 0"
+    "Paint a square of a mean grey into each image, none where `side` is 0"
     _check(x, 'cut', colour=True)
-    paint = torch.tensor(fill, dtype=torch.uint8, device=x.device).view(1, 3, 1, 1)
+    paint = torch.tensor((125, 123, 114), dtype=torch.uint8, device=x.device).view(1, 3, 1, 1)
     if x.shape[1] == 1: paint = grey(paint).to(torch.uint8)
     def span(centre, size):
         first = (centre - side/2).clamp(min=0).floor()[:, None]
@@ -272,12 +271,11 @@ def cutout(
     x, # (n, 1 or 3, h, w) uint8
     generator:torch.Generator, # the only source of chance
     largest:float=.5, # of the sides, as a share of the width
-    fill:tuple=(125, 123, 114), # red, green, blue
 ): # (n, c, h, w) uint8
     "Paint a square of random side at a random place (DeVries and Taylor 2017, as in ProMix)"
     _check(x, 'cutout', colour=True)
     u = _uniform((3, len(x)), generator, x.device)
-    return cut(x, u[0]*largest*x.shape[3], u[1]*x.shape[3], u[2]*x.shape[2], fill)
+    return cut(x, u[0]*largest*x.shape[3], u[1]*x.shape[3], u[2]*x.shape[2])
 
 def strong(
     x, # (n, 1 or 3, h, w) uint8

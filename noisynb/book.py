@@ -240,7 +240,7 @@ def reference(
         made.append(page(file, path.relative_to(Path(root)).as_posix(), [intro, *(_entry_text(e, chapter) for e in found)]))
     table = '\n'.join(f'| [`{m}`]({file}) | {about} | {n} |' for m, file, about, n in modules)
     links = '\n'.join(f'<li><a href="{href}"><code>{name}</code></a> <small>{module.removeprefix("noisynb.")}</small></li>' for name, module, href in sorted(names, key=lambda x: (x[0].lower(), x[1])))
-    everything = [f'# Reference\n\n> Every public name of every module, as the sources describe it', f'| module | about | names |\n| --- | --- | ---: |\n{table}', f'## Names\n\n<ul class="names">\n{links}\n</ul>']
+    everything = ['# Reference\n\n> Every public name of every module, as the sources describe it', f'| module | about | names |\n| --- | --- | ---: |\n{table}', f'## Names\n\n<ul class="names">\n{links}\n</ul>']
     return [page('api.html', 'noisynb', everything, 'Reference'), *made]
 
 # %% ../nbs/37_book.ipynb #ec5f137a

@@ -194,12 +194,12 @@ def _audit(args):
 def _sweep(args):
     "`noisynb sweep`; exit status 1 if a run failed"
     import signal
-    from noisynb import sweeps
+    from noisynb import engines, sweeps
     def stop(*_): raise KeyboardInterrupt
     before = signal.signal(signal.SIGTERM, stop)
     try:
         if args.dry_run: print(sweeps.survey(args.grid, args.output, args.pages, args.since)); return 0
-        engine = sweeps.Ray(args.address, args.shared) if args.engine == 'ray' else sweeps.Local(args.cpus, args.memory)
+        engine = engines.Ray(args.address, args.shared) if args.engine == 'ray' else engines.Local(args.cpus, args.memory)
         said = sweeps.sweep(args.grid, args.output, engine, args.pages, args.retry, args.since, lambda line: print(line, flush=True))
     finally: signal.signal(signal.SIGTERM, before)
     for job, message in said.failed: print(f'FAILED  {job}: {message}')

@@ -8,14 +8,14 @@ __all__ = ['Setting', 'select', 'accuracy_table', 'detection_table', 'cost_table
            'votes_table', 'errors_told', 'hardest', 'heading_block', 'sources']
 
 # %% ../nbs/35_compare.ipynb #401e65b0
-import glob, json, math, statistics
+import glob, html, json, math, statistics
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 import numpy as np
 from .core import NoisynbError, Table, fingerprint
 from .experiment import prepare, spoil, unpack
-from .plots import Gallery, Picture, axes, dim, look, palette
+from .plots import Gallery, Picture, axes, look, palette
 from .reports import Block, entry_name, gather, heading, measured_on, memory, percent, seconds
 from .reports import spread as told
 
@@ -210,7 +210,7 @@ def _pair(s, a, b) -> Pair:
     test = stats.ttest_1samp(d, 0.) if moves else None
     ci = tuple(map(float, test.confidence_interval(.95))) if moves else None
     return Pair(a, b, len(seeds), float(d.mean()) if len(d) else math.nan, int((d > 0).sum()), ci, float(test.pvalue) if moves else None,
-                _p(A, B, 'test_errors', 'n_test'), _p(A, B, 'mistaken', 'n_train'), len(d) > 1 and not moves and all(_steady(x) for x in (A, B)))
+                _p(A, B, 'test_errors'), _p(A, B, 'mistaken'), len(d) > 1 and not moves and all(_steady(x) for x in (A, B)))
 
 def _steady(runs) -> bool: return len({(r['test_accuracy'], json.dumps(r.get('samples'))) for r in runs}) == 1
 
@@ -222,7 +222,7 @@ def bits(
     text = (result.get('samples') or {}).get(key)
     return None if text is None else unpack(text, result['n_test' if key == 'test_errors' else 'n_train'])
 
-def _p(A, B, key, n):
+def _p(A, B, key):
     "Sign flips over examples, seeds added up per example"
     found = [(bits(x, key), bits(y, key)) for x, y in zip(A, B) if key == 'test_errors' or _same_labels(x, y)]
     found = [(x, y) for x, y in found if x is not None and y is not None]
@@ -358,7 +358,6 @@ def _whole(r, data_dir) -> bool:
 # %% ../nbs/35_compare.ipynb #5f42dc2f
 def heading_block(settings: list) -> Block:
     "Title of the page and one sentence"
-    from noisynb.reports import html
     runs = sum(len(r) for s in settings for r in s.runs.values()); methods = {m for s in settings for m in s.runs}
     title = settings[0].name if len(settings) == 1 else f'{len(settings)} noisy data sets'
     text = f'{runs} runs of {len(methods)} methods. Every table says on how many seeds a figure stands; which differences are more than chance is tested below.'
@@ -366,7 +365,6 @@ def heading_block(settings: list) -> Block:
 
 def sources(settings: list) -> Block:
     "The records that the page stands on"
-    from noisynb.reports import html
     names = [Path(p).name if Path(p).is_absolute() else Path(p).as_posix() for s in settings for p in s.paths]
     versions = sorted({r['provenance']['noisynb'] for s in settings for runs in s.runs.values() for r in runs.values()})
     text = f'{len(names)} records, made by noisynb {", ".join(versions)}: ' + ', '.join(names)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .core import NoisynbError, fingerprint, hardware, load_torchvision, pick_device, require, torch_generator, unknown
+from .core import NoisynbError, hardware, load_torchvision, pick_device, require, torch_generator, unknown
 from .echomod import EchoMod
 
 # %% ../nbs/19_controlnet.ipynb #0d40708f

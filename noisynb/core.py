@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NoisynbError', 'MissingExtra', 'unknown', 'whole_number', 'require', 'generator', 'torch_generator', 'pick_device',
            'load_torchvision', 'atomic_path', 'atomic_write', 'data_folder', 'cache_folder', 'fingerprint', 'Table',
-           'live_table', 'track', 'hardware', 'versions', 'threads', 'peak_memory_mib', 'provenance', 'result_schema',
-           'Result']
+           'live_table', 'track', 'hardware', 'versions', 'threads', 'processor_threads', 'peak_memory_mib',
+           'provenance', 'result_schema', 'Result']
 
 # %% ../nbs/00_core.ipynb #db21e1c1
 import difflib, hashlib, html, importlib, json, numbers, os, platform, subprocess, sys, time, zlib
@@ -197,16 +197,14 @@ def _in_notebook():
     return getattr(shell, 'kernel', None) is not None
 
 @contextmanager
-def live_table(
-    every:int=1, # redraw after this many rows
-): # a function that appends one row, given as keyword arguments
+def live_table(): # a function that appends one row, given as keyword arguments
     "A table that grows in place while a loop runs"
     from IPython.display import display
     rows, shown = [], display(Table([]), display_id=True) if _in_notebook() else None
     def add(**row):
         rows.append(row)
-        if shown and len(rows) % every == 0: shown.update(Table(rows))
-        elif not shown and sys.stderr.isatty(): print('  '.join(f'{k} {_text(v)}' for k, v in row.items()), file=sys.stderr)
+        if shown: shown.update(Table(rows))
+        elif sys.stderr.isatty(): print('  '.join(f'{k} {_text(v)}' for k, v in row.items()), file=sys.stderr)
     try: yield add
     finally:
         if shown: shown.update(Table(rows))
@@ -266,6 +264,15 @@ def threads()->int:
     "Processor threads that this process may use"
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min([n] + [int(os.environ[k]) for k in ('OMP_NUM_THREADS',) if os.environ.get(k, '').isdigit()])
+
+@contextmanager
+def processor_threads(n:int):
+    "PyTorch on `n` threads of the processor meanwhile"
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
 
 def peak_memory_mib():
     "Peak resident memory of this process in MiB, or None where the system doesn't say"

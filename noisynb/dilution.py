@@ -8,7 +8,7 @@ __all__ = ['metrics', 'couplings', 'affinity', 'factor', 'dilute', 'centred', 's
 # %% ../nbs/18_dilution.ipynb #4febdabd
 import numpy as np
 import torch
-from .core import NoisynbError, unknown
+from .core import unknown
 
 # %% ../nbs/18_dilution.ipynb #c18425e9
 metrics = dict(euclidean='length of the difference', inner='inner product', cosine='inner product of rows of length one')
@@ -73,11 +73,9 @@ def centred(
 def suited_k(
     rows:int, # in the graph
     n_classes:int,
-    share:float=.4, # of the rows expected of one class
-    most:int=10,
 )->int: # for `affinity`, which counts the row itself
-    "Neighbours that a class can be expected to provide"
-    return int(min(max(round(share*rows/n_classes), 3), most))
+    "Neighbours that a class can be expected to provide: four tenths of its rows, but 3 to 10"
+    return int(min(max(round(.4*rows/n_classes), 3), 10))
 
 # %% ../nbs/18_dilution.ipynb #e57b9e0f
 def sparse_factor(

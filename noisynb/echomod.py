@@ -6,20 +6,20 @@
 __all__ = ['echomods', 'EchoMod', 'Identity', 'make_echomod', 'Diffusion', 'own_share', 'proxies', 'echo_cache']
 
 # %% ../nbs/18_echomod.ipynb #ab7029a5
-import copy, hashlib, importlib, io, json, math, os, shutil
+import copy, importlib, math
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .core import NoisynbError, atomic_write, fingerprint, pick_device, torch_generator, track, unknown
+from .core import NoisynbError, fingerprint, pick_device, processor_threads, torch_generator, track, unknown
 from .diffusion import UNet, signal_shares, travel
-from .early import EarlyNetwork, believe, check_set, cosine, image_set, neighbour_trust, separation
+from .early import EarlyNetwork, believe, check_set, cosine, neighbour_trust, separation
 from .networks import EMA
-from .training import Schedule, State, autocast, batches, processor_threads, set_rate, train
+from .store import Store, fill
+from .training import Schedule, State, autocast, batches, image_set, set_rate, train
 
 # %% ../nbs/18_echomod.ipynb #d28181c6
 @dataclass(eq=False, repr=False)
@@ -279,53 +279,6 @@ def proxies(
     likeness = cosine(early.features(images), early.features(echoes))
     return dict(reached=float((early.proba(echoes).argmax(1) == given).mean()), separation=separation(likeness), own=own_share(images, echoes, given), reconstruction=error)
 
-# %% ../nbs/18_echomod.ipynb #acd7df2c
-@contextmanager
-def _disk(path):
-    "Turn a failure of the disk into an error that names the file and says what to do"
-    try: yield
-    except OSError as e: raise NoisynbError(f'{path}: {e.strerror or e}; finished batches are kept. Make room, get access or choose another folder, then run the same again') from e
-
-class _Cache:
-    "A folder with `echoes.npy`, and `echoes.json`, which says what they are and how many are done"
-    def __init__(self, folder, identity): self.folder, self.identity = Path(folder).expanduser(), identity
-
-    @property
-    def sidecar(self): return self.folder/'echoes.json'
-    def refuse(self, why): return NoisynbError(f'{self.folder}: {why}; give another folder, or delete this one to have its echoes made again')
-
-    def record(self):
-        "What the sidecar says, if it is of the same echoes; None if there is none"
-        if not self.sidecar.exists(): return None
-        try:
-            found = json.loads(self.sidecar.read_text(encoding='utf-8'))
-            sound = found['schema'] == 1 and [type(found[k]) for k in ('rows', 'bytes', 'sha256', 'shape')] == [int, int, str, list]
-        except (OSError, ValueError, KeyError, TypeError) as e: raise self.refuse(f'echoes.json cannot be read ({type(e).__name__}: {e})') from e
-        if not sound: raise self.refuse('echoes.json is no record of schema 1')
-        for k, v in self.identity.items():
-            if found.get(k) != v: raise self.refuse(f'its echoes are of other {k} ({found.get(k)} there, {v} here)')
-        return found
-
-    def digest(self, path, record):
-        "SHA-256 object of the bytes that the record counts, which must be there and be right"
-        digest, left = hashlib.sha256(), record['bytes']
-        with _disk(path), open(path, 'rb') as f:
-            while left and (block := f.read(min(left, 2**20))): digest.update(block); left -= len(block)
-        if left: raise self.refuse(f'{left:,} of {record["bytes"]:,} bytes of {path.name} are missing')
-        if digest.hexdigest() != record['sha256']: raise self.refuse(f'{path.name} has changed since it was written')
-        return digest
-
-    @contextmanager
-    def lock(self):
-        "Have the folder alone: whoever comes second waits"
-        from filelock import FileLock
-        with _disk(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder/'lock')
-            lock.acquire()
-        try: yield
-        finally: lock.release()
-
 # %% ../nbs/18_echomod.ipynb #e419a826
 def echo_cache(
     folder, # is made if missing
@@ -338,42 +291,12 @@ def echo_cache(
     "The echo of every image, from the folder or computed into it"
     given = check_set(images, given, mod.n_classes_, 'given')
     if not len(given): raise NoisynbError('there are no images to edit')
-    cache = _Cache(folder, dict(mod=mod.fingerprint, images=fingerprint(images), labels=fingerprint(given)))
-    whole = cache.folder/'echoes.npy'
-    with cache.lock():
-        record = cache.record()
-        if not whole.exists(): _fill(cache, record, mod, images, given, batch_size, verbose)
-        elif record is None: raise cache.refuse('echoes.npy is there without echoes.json')
-        record = cache.record()
-        cache.digest(whole, record)
-        if record['rows'] != len(given) or whole.stat().st_size != record['bytes']: raise cache.refuse(f'echoes.npy has not the size of {len(given):,} echoes')
-        return np.load(whole, mmap_mode='c', allow_pickle=False)
-
-def _fill(cache, record, mod, images, given, batch_size, verbose):
-    "Compute what is missing, each batch on the disk before the record says so"
-    partial, n, digest = cache.folder/'echoes.npy.partial', len(given), hashlib.sha256()
-    if record and partial.exists():
-        digest = cache.digest(partial, record)
-        with _disk(partial): os.truncate(partial, record['bytes'])
-    else: record = cache.identity | dict(schema=1, rows=0, bytes=0, sha256='', shape=[])
-    starts = range(record['rows'], n, batch_size)
-    for i in track(starts, 'making echoes') if verbose else starts:
-        rows = np.arange(i, min(i + batch_size, n))
-        echoes, header = np.ascontiguousarray(mod.edit(np.asarray(images[i:i + batch_size]), given[rows], rows)), b''
-        if not record['rows']:
-            header, record['shape'] = _header(n, echoes), [n, *echoes.shape[1:]]
-            with _disk(partial): partial.unlink(missing_ok=True)
-        need, free = (n - i)*echoes[0].nbytes, shutil.disk_usage(cache.folder).free
-        if need > free: raise NoisynbError(f'{partial}: {need/2**20:,.0f} MiB are needed and {free/2**20:,.0f} MiB free; make room, or choose another folder')
-        data = header + echoes.tobytes()
-        with _disk(partial), open(partial, 'ab') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-        digest.update(data)
-        record.update(rows=int(rows[-1]) + 1, bytes=record['bytes'] + len(data), sha256=digest.hexdigest())
-        atomic_write(cache.sidecar, json.dumps(record, indent=1))
-    with _disk(partial): os.replace(partial, cache.folder/'echoes.npy')
-
-def _header(n, echoes):
-    "The first bytes of an .npy file of n echoes"
-    out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=(n, *echoes.shape[1:])))
-    return out.getvalue()
+    store = Store(Path(folder).expanduser(), dict(mod=mod.fingerprint, images=fingerprint(images), labels=fingerprint(given)), 'echoes.json', 'another folder')
+    def echoes(done):
+        starts = range(done, len(given), batch_size)
+        for i in track(starts, 'making echoes') if verbose else starts:
+            rows = np.arange(i, min(i + batch_size, len(given)))
+            yield mod.edit(np.asarray(images[i:i + batch_size]), given[rows], rows)
+    with store.lock():
+        fill(store, 'echoes', len(given), echoes)
+        return store.array('echoes')

@@ -23,7 +23,7 @@ def ready(
     "Ready-made features, checked"
     path, found = Path(path), {}
     if path.is_dir():
-        store = Store(path, data=images_fingerprint(parts))
+        store = Store(path, dict(data=images_fingerprint(parts)))
         if not store.sidecar.exists(): raise NoisynbError(f'{path} has no embedding.json; give the folder of a store, or an .npz file')
         found = {p: store.array(p) for p in parts if len(parts[p])}
         return {p: found.get(p, next(iter(found.values()))[:0]) for p in parts}

@@ -40,14 +40,13 @@ def environment(
 
 def end(
     process, # subprocess.Popen
-    wait:float=10, # seconds that it has to stop by itself
 ):
-    "Ask a process to stop; if it doesn't, end it and all that it started"
+    "Ask a process to stop; if it doesn't in ten seconds, end it and all that it started"
     import psutil, signal
     try:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         process.send_signal(signal.SIGINT)
-        process.wait(wait)
+        process.wait(10)
     except psutil.Error: return
     except subprocess.TimeoutExpired: pass
     for p in family:
@@ -136,7 +135,7 @@ def remote(
 ): # exit status, what it said, its files by ending, seconds, and the node
     "One run on a node: in the shared folder, or aside, from where its files are sent back"
     import ray
-    begun, late = time.monotonic(), ''
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='noisynb-') as aside:
         try:
             p = subprocess.run([*(command or noisynb), *words], cwd=folder or aside, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

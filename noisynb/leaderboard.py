@@ -10,7 +10,7 @@ import base64, hashlib, html, re, statistics
 from importlib import resources
 from pathlib import Path
 from .core import NoisynbError, atomic_write
-from .reports import entry_name, gather, heading, measured_on, memory, page_of, percent, seconds, spelled, spread
+from .reports import entry_name, gather, heading, measured_on, memory, page_of, percent, seconds, spread
 
 # %% ../nbs/36_leaderboard.ipynb #1174f8d1
 _three = lambda x: f'{x:.3f}'

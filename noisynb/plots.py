@@ -202,8 +202,7 @@ def webp(
     return f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}'
 
 def data_uri(
-    image, # (h, w, c) or (h, w), uint8
-    limit: int = 88, # longest side of a thumbnail in pixels; smaller images stay as they are
+    image, # (h, w, c) or (h, w), uint8; shrunk until no side is above 88 pixels
 ) -> str:
     "A small image as text to put into a page: WebP, without loss where it is grey and of at most 32 pixels a side"
     from PIL import Image
@@ -211,7 +210,7 @@ def data_uri(
     if image.ndim == 3 and image.shape[-1] != 3: image = image.mean(-1)
     picture = Image.fromarray(image.astype(np.uint8))
     exact = picture.mode == 'L' and max(picture.size) <= 32   # lossless colour would take four times the bytes of 85
-    picture.thumbnail((limit, limit))
+    picture.thumbnail((88, 88))
     return webp(picture, lossless=exact, quality=100 if exact else 85, method=6)
 
 # %% ../nbs/31_plots.ipynb #c42aeda7
@@ -221,17 +220,16 @@ class Gallery:
         images, # of shape (h, w, c), uint8
         captions, # for each image a list of lines
         alt=None, # for each image its alternative text; the captions otherwise
-        size: int = 88, # pixels a side on the page
     ):
-        self.images, self.captions, self.size = list(images), [list(c) for c in captions], size
+        self.images, self.captions = list(images), [list(c) for c in captions]
         self.alt = [', '.join(c) for c in self.captions] if alt is None else list(alt)
 
     def _repr_html_(self):
         e = html.escape
-        columns = f'repeat(auto-fill,minmax(max({self.size + 20}px,18%),1fr))'   # five a row, fewer where it is narrow
+        columns = 'repeat(auto-fill,minmax(max(108px,18%),1fr))'   # five a row, fewer where it is narrow
         shared = f'display:grid;grid-template-columns:{columns};gap:18px 8px;image-rendering:pixelated;font-size:13px;line-height:1.4;overflow-wrap:anywhere'
-        card = lambda image, alt, lines: (f'<figure style="margin:0"><img src="{data_uri(image)}" alt="{e(alt)}" width="{self.size}" '
-                                          f'style="height:{self.size}px;object-fit:contain"><figcaption>{"<br>".join(map(e, lines))}</figcaption></figure>')
+        card = lambda image, alt, lines: (f'<figure style="margin:0"><img src="{data_uri(image)}" alt="{e(alt)}" width="88" '
+                                          f'style="height:88px;object-fit:contain"><figcaption>{"<br>".join(map(e, lines))}</figcaption></figure>')
         cards = ''.join(map(card, self.images, self.alt, self.captions))
         return f'<div class="gallery" style="{shared}">{cards}</div>'
 
@@ -245,10 +243,9 @@ def suspects(
     suggested, # (n,) labels the method would give
     classes, # names
     truth=None, # (n,) true labels, if they are known
-    limit: int = 20,
 ) -> Gallery:
-    "The most suspicious images: label given, label suggested, and the true one where it is known"
-    order = np.asarray(order)[:limit]
+    "The twenty most suspicious images: label given, label suggested, and the true one where it is known"
+    order = np.asarray(order)[:20]
     mark = lambda i: [] if truth is None else ['✓ it was wrong' if given[i] != truth[i] else '✗ it was right']
     lines = [[f'given: {classes[given[i]]}', f'suggested: {classes[suggested[i]]}', *mark(i)] for i in order]
     return Gallery([images[i] for i in order], lines, [f'Training image {i}, {", ".join(said)}' for i, said in zip(order, lines)])

@@ -36,7 +36,7 @@ def local_votes(
     scale=None, # local scale of these rows, if `neighbors` are those of new queries
 ): # (n, n_classes) float32, rows that sum to one
     "Share of each label among the neighbours, near ones counting more"
-    (n, k), scale = neighbors.shape, local_scale(distances) if scale is None else scale
+    n, scale = len(neighbors), local_scale(distances) if scale is None else scale
     votes = np.empty((n, n_classes), np.float32)
     for start in range(0, n, 2**15):
         near = neighbors[start:start + 2**15]

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from .core import NoisynbError, Table, atomic_write
 from .grids import Job, made_by, plan, read_record
-from .engines import Local, Ray
+from .engines import Local
 
 # %% ../nbs/33_sweeps.ipynb #292af9cc
 def finished(

@@ -9,17 +9,16 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.nn import functional as F
 
-from noisynb.core import NoisynbError, torch_generator
+from noisynb.core import NoisynbError, processor_threads, torch_generator
 from noisynb.datasets import load as load_data
 from noisynb.experiment import run
 from noisynb.files import Files
-from noisynb.losses import make_loss
 from noisynb.methods import make
 from noisynb.methods.base import load
 from noisynb.methods.baselines import Cleanlab, CoTeaching, CrossEntropy, ELR
 from noisynb.networks import make_network
 from noisynb.noise import corrupt
-from noisynb.training import ImageSet, batches, evaluate, processor_threads
+from noisynb.training import ImageSet, batches, evaluate
 
 names = ['ce', 'elr', 'coteaching']
 brief = dict(epochs=2, batch_size=16, verbose=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from noisynb.book import Page, book, chapters, dead_links, entries, formula, lead, readable, reference
+from noisynb.book import book, dead_links, entries, formula, lead
 from noisynb.core import NoisynbError
 
 root = Path(__file__).parent.parent

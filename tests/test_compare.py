@@ -1,7 +1,6 @@
 "Comparing methods: which records, which tests, what the page says"
 import json, math
 
-import nbformat
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup

@@ -195,7 +195,7 @@ def test_default_by_size():
         for device in 'cpu', 'cuda': assert default_network(s, 3, device) in networks
 
 def test_timm():
-    timm = pytest.importorskip('timm')
+    pytest.importorskip('timm')
     net, x = make_network('timm:test_resnet', 5, 1, 64, seed=3).eval(), images(2, 1, 64, 64)
     assert net(x).shape == (2, 5) and torch.equal(net(x), make_network('timm:test_resnet', 5, 1, 64, seed=3).eval()(x))
     with pytest.raises(NoisynbError, match="did you mean 'resnet50'"): make_network('timm:resnet5o', 5)

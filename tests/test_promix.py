@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from noisynb.augment import fmix, low_frequency, mix, mixup, region
+from noisynb.augment import low_frequency, mix, region
 from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import make, methods
 from noisynb.methods import promix as module
 from noisynb.methods.base import load
 from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess, negative_entropy, published, ramp, recipes,
-                                    rest_weight, select, settings as table, soft_cross_entropy, target_codes)
-from noisynb.selection import class_quotas, matched_confidence, small_loss
+                                    rest_weight, select, soft_cross_entropy, target_codes)
+from noisynb.selection import class_quotas, small_loss
 from noisynb.training import Rate, Schedule
 
 few = settings(max_examples=30, deadline=None)

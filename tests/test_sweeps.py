@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from noisynb import cli, engines, grids, sweeps
+from noisynb import engines, grids, sweeps
 from noisynb.core import NoisynbError
 
 root = Path(__file__).parent.parent

@@ -1,5 +1,4 @@
 "The training floor against naive loops and hand values, and a run that is killed against one that is not"
-import io
 import math
 import subprocess
 import sys
@@ -15,11 +14,11 @@ from torch.nn import functional as F
 
 from noisynb import training
 from noisynb.augment import weak
-from noisynb.core import NoisynbError, torch_generator
+from noisynb.core import NoisynbError, processor_threads, torch_generator
 from noisynb.files import Files
 from noisynb.losses import make_loss
 from noisynb.networks import make_network
-from noisynb.training import (FileSet, ImageSet, Rate, Schedule, State, batches, evaluate, one_pass, processor_threads, read_checkpoint, schedules, sgd,
+from noisynb.training import (FileSet, ImageSet, Rate, Schedule, State, batches, evaluate, one_pass, read_checkpoint, schedules, sgd,
                               train, write_checkpoint)
 
 quick = settings(max_examples=40, deadline=None)

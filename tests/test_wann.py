@@ -1,11 +1,9 @@
 "WANN against hand examples, a slow exact reference, and its own invariants"
-import json
 import warnings
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import train_test_split
@@ -14,7 +12,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from noisynb.core import NoisynbError
 from noisynb.methods.base import load
 from noisynb.methods.wann import ANN, KNN, WANN, Corrected, FilteredLDA, adaptive_sizes
-from noisynb.neighbors import NeighborGraph
 from reference_wann import predict, sizes
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

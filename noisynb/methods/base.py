@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from ..core import NoisynbError, atomic_path
-from . import make, method_class, methods
+from . import make, methods
 
 # %% ../../nbs/20_methods.base.ipynb #ab2eb525
 def check_embeddings(

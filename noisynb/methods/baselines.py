@@ -9,7 +9,6 @@ __all__ = ['CrossEntropy', 'ELR', 'CoTeaching', 'Cleanlab']
 import warnings
 from dataclasses import dataclass
 import numpy as np
-import torch
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, require
 from ..losses import make_loss

@@ -14,10 +14,11 @@ import torch
 from ..core import NoisynbError, cache_folder, unknown
 from ..early import believe
 from ..echomod import echo_cache, echomods, make_echomod
-from ..echoselect import EchoSelect, Trunk, cut, cut_by_class, keep_share, network_features
+from ..echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features
 from ..losses import make_loss
 from .images import ImageMethod
 from ..neighbors import NeighborGraph
+from ..networks import Trunk
 from ..training import FileSet, ImageSet, Schedule, State, evaluate, one_pass, read_checkpoint, write_checkpoint
 
 # %% ../../nbs/28_methods.echoalign.ipynb #7b67afac

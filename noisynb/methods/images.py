@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, fingerprint, pick_device, torch_generator, unknown
+from ..core import NoisynbError, fingerprint, pick_device, processor_threads, torch_generator, unknown
 from .base import NoisyLabelClassifier, check_labels
 from ..networks import default_network, make_network
-from ..training import FileSet, ImageSet, Schedule, State, evaluate, processor_threads, schedules, sgd, train
+from ..training import Schedule, State, evaluate, image_set, schedules, sgd, train
 
 # %% ../../nbs/21_methods.images.ipynb #b43a42e1
 def check_images(
@@ -38,8 +38,6 @@ def check_images(
     return X
 
 # %% ../../nbs/21_methods.images.ipynb #364af82e
-def _image_set(X, device, **options): return (ImageSet if isinstance(X, np.ndarray) else FileSet)(X, device, **options)
-
 _limits = dict(epochs=(1, None), batch_size=(1, None), threads=(1, None), learning_rate=(0., math.inf), weight_decay=(0., math.inf), momentum=(0., 1.), time_budget=(0., math.inf))
 
 def _check_number(name, value):
@@ -186,7 +184,7 @@ class ImageMethod(Workshop, NoisyLabelClassifier, ABC):
         size = crop or min(X.shape[1:3])
         name = default_network(size, channels, torch.device(device).type) if self.network == 'auto' else self.network
         self.architecture_ = dict(name=name, n_classes=len(self.classes_), in_channels=channels, size=size, crop=crop) | {'options': self.network_options or {}}
-        self._set = _image_set(X, device, flip=channels == 3 if self.flip == 'auto' else self.flip, size=crop)
+        self._set = image_set(X, device, flip=channels == 3 if self.flip == 'auto' else self.flip, size=crop)
         self.statistics_ = np.array(self._set.statistics)
         self._codes, self._state = torch.from_numpy(codes).to(device), State()
         self._build()
@@ -206,7 +204,7 @@ class ImageMethod(Workshop, NoisyLabelClassifier, ABC):
         "Chances (m, n_classes), in the order of `classes_`: the mean of the networks"
         check_is_fitted(self)
         if hasattr(X, 'at') and X.shape[1:] != tuple(self.image_shape_): X = X.at(int(self.image_shape_[0])) # files can be had in the size of training
-        images = _image_set(check_images(self, X, reset=False), self._device, statistics=tuple(map(tuple, self.statistics_.tolist())), size=self.architecture_.get('crop'))
+        images = image_set(check_images(self, X, reset=False), self._device, statistics=tuple(map(tuple, self.statistics_.tolist())), size=self.architecture_.get('crop'))
         with self._machine(): return sum(evaluate(n, images).softmax(1).double() for n in self._trained()).div(len(self._networks)).cpu().numpy()
 
     def predict(self, X):

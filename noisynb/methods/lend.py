@@ -18,7 +18,8 @@ from ..dilution import affinity, centred, couplings, dilute, dilute_set, factor,
 from .base import NoisyLabelClassifier, check_embeddings, check_labels
 from .images import ImageMethod
 from ..neighbors import NeighborGraph
-from ..training import Schedule, autocast, batches, evaluate, set_rate
+from ..networks import Trunk
+from ..training import autocast, batches, evaluate, set_rate
 
 # %% ../../nbs/24_methods.lend.ipynb #f973d5b6
 def start_labels(
@@ -78,14 +79,6 @@ presets = dict(ours=_ours, code=_code, paper=_paper)
 graphs = dict(batch='the rows of a batch', bank='the rows of a batch and those of the last ones before it', set='all rows, once an epoch')
 
 # %% ../../nbs/24_methods.lend.ipynb #0851cfaa
-class _Features(torch.nn.Module):
-    "A network without its head"
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x): return self.network.features(x)
-
 class _Graphs:
     "Diluted labels of a batch, and of the whole set"
     def _of_batch(self, v, rows, epoch):
@@ -103,7 +96,7 @@ class _Graphs:
     def _of_set(self, epoch):
         "Diluted labels of all rows, from images as they are"
         s, network = self._state, self._state.networks[0]
-        V = evaluate(_Features(network), self._set)
+        V = evaluate(Trunk(network), self._set)
         if self.metric == 'cosine': V = F.normalize(V, dim=1)
         V = V.cpu().numpy()
         k = min(self._k(len(V)) - self.include_self, len(V) - 1)
@@ -166,7 +159,7 @@ class LEND(_Graphs, ImageMethod):
     graph: str|None = None # 'batch', 'bank' or 'set'
     bank: int|None = None # rows of the bank
     stratified: bool|None = None # the same share of each class in every batch
-    warmup: float|None = None # epochs of plain cross-entropy first, or a share of the run
+    warmup: float|None = None # epochs of plain cross entropy first, or a share of the run
 
     def fit(self, X, y, watch=None):
         "Fit on images `X` (n, h, w, c) uint8 and given labels `y` (n,)"

@@ -8,11 +8,11 @@ __all__ = ['recipes', 'stratified_places', 'validation_rows', 'train_probes', 'L
 # %% ../../nbs/22_methods.linear.ipynb #fecd4fa8
 import math, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from itertools import count, islice
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, generator, live_table, pick_device, unknown
+from ..core import NoisynbError, generator, live_table, pick_device, processor_threads, unknown
 from .base import NoisyLabelClassifier, check_embeddings, check_labels
 from ..quality import Correction
 
@@ -37,18 +37,8 @@ def validation_rows(
     held = np.floor((places + 1)*share + 1e-9) > np.floor(places*share + 1e-9)
     return held & (np.bincount(codes)[codes] > 1)
 
-# %% ../../nbs/22_methods.linear.ipynb #de59f9d8
-@contextmanager
-def _one_thread():
-    "PyTorch on one thread: steps are small, and sums don't depend on how many there are"
-    import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
-
 # %% ../../nbs/22_methods.linear.ipynb #6c4e640d
-@_one_thread()
+@processor_threads(1)   # steps are small, and sums don't depend on how many there are
 def train_probes(
     Z, # (n, d) float32 tensor: rows to learn from, then rows to stop by
     y, # (n,) int64 tensor of codes
@@ -249,7 +239,7 @@ class LinearProbe(NoisyLabelClassifier):
         loss = make_loss(self.loss, max(C, 2), preset=self.preset, n_samples=looks.numel(), **(self.loss_options or {}))
         rest = dict(options, rng=generator(seed, 'batches'), deadline=math.inf if self.time_budget is None else start + 60*self.time_budget)
         shown = live_table() if n_learn*Z.shape[1]*C*len(looks) > 2e9 else nullcontext(lambda **row: None)
-        with _one_thread(), shown as report:
+        with processor_threads(1), shown as report:
             if C == 1: weights, self.history_, best, self.stopped_ = torch.zeros(len(looks), 1, Z.shape[1], device=device), [], [0], 'one class'
             else: weights, self.history_, best, self.stopped_ = train_probes(Z, y, looks, n_learn, C, loss, report=report, **rest)
             proba = torch.empty(n, C, device=device)

@@ -1,6 +1,7 @@
 "DivideMix and SMR: the hand values of the specification, what may not change the answer, and the ends of the range"
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from noisynb.methods.dividemix import (DivideMix, advise, co_guess, co_refine, d
 from noisynb.methods.smr import SMR
 from noisynb.selection import min_max, split, two_component
 from noisynb.training import Rate, Schedule
+from toys import Untrained, gone_on, stripes
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 10**6)
@@ -194,28 +196,10 @@ def test_advice_and_the_table_agree_where_lambda_is_zero_and_on_the_threshold(na
 
 # the methods
 
-def stripes(n=48, C=3, wrong=.3, seed=0):
-    "Images with a bright stripe that tells the class, and labels of which some are wrong"
-    rng = np.random.default_rng(seed)
-    true = np.arange(n) % C
-    X = rng.integers(0, 60, (n, 8, 8, 1), dtype=np.uint8)
-    X[np.arange(n), :, 2*true + 1] += 150
-    return X, np.where(rng.random(n) < wrong, (true + rng.integers(1, C, n)) % C, true), true
-
 def small(cls=DivideMix, **options):
     return cls(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, batch_size=8, device='cpu') | options)
 
-class Bench(DivideMix):
-    "Stops before training, so that its parts can be tried one by one"
-    def _learn(self, X, codes, watch):
-        from noisynb.methods import images
-        kept = images.train
-        images.train = lambda *a, **k: []
-        try: super()._learn(X, codes, watch)
-        finally:
-            images.train = kept
-            self.kept = dict(_set=self._set, _codes=self._codes, _state=self._state)
-    def _finish(self): pass
+class Bench(Untrained, DivideMix): pass
 
 def bench(X, y, **options):
     options = dict(warmup=1) | options
@@ -361,19 +345,7 @@ def test_same_seed_same_bits_and_nothing_global():
 @pytest.mark.parametrize('cls, stop', [(DivideMix, 1), (DivideMix, 3), (SMR, 3)])
 def test_going_on_after_a_stop(cls, stop, tmp_path):
     "Everything that training changes is in the checkpoint: same history, same weights as without the stop"
-    X, y, _ = stripes()
-    options = dict(epochs=6, last=3, recalibrate=3)
-    whole = small(cls, **options).fit(X, y)
-    class Stop(Exception): pass
-    def watch(model):
-        if len(calls) == stop: raise Stop
-        return calls.append(1) or {}
-    calls, path = [], str(tmp_path/'run')
-    with pytest.raises(Stop): small(cls, **options, checkpoint=path).fit(X, y, watch=watch)
-    model = small(cls, **options, checkpoint=path).fit(X, y)
-    timeless = lambda m: [{k: v for k, v in row.items() if 'second' not in k} for row in m.history_]
-    assert timeless(model) == timeless(whole) and (model.label_quality_ == whole.label_quality_).all()
-    assert (model.predict_proba(X) == whole.predict_proba(X)).all()
+    gone_on(partial(small, cls, epochs=6, last=3, recalibrate=3), stop, str(tmp_path/'run'))
 
 def test_clean_labels_never_go_in():
     "What is learnt depends on images and given labels alone, and strings will do"

@@ -15,6 +15,7 @@ from noisynb.methods import make
 from noisynb.methods.base import load
 from noisynb.methods.echoalign import EchoAlign, TwoPhases, as_quality, group_weights, modes, near_votes, settings, trusted
 from noisynb.training import Schedule
+from toys import stripes
 
 few = hypothesis(max_examples=30, deadline=None)
 seeds = st.integers(0, 10**6)
@@ -85,14 +86,6 @@ def test_no_class_is_lost_and_minorities_are_not_believed():
 
 
 # the method
-
-def stripes(n=48, C=3, wrong=.3, seed=0):
-    "Images with a bright stripe that tells the class, and labels of which some are wrong"
-    rng = np.random.default_rng(seed)
-    true = np.arange(n) % C
-    X = rng.integers(0, 60, (n, 8, 8, 1), dtype=np.uint8)
-    X[np.arange(n), :, 2*true + 1] += 150
-    return X, np.where(rng.random(n) < wrong, (true + rng.integers(1, C, n)) % C, true), true
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Painter(EchoMod):

@@ -1,6 +1,7 @@
 "LEND: history, weights and loss by hand, its three graphs, and the form for embeddings"
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from noisynb.methods import make
 from noisynb.methods.base import load
 from noisynb.methods.lend import LEND, LENDGraph, label_weights, presets, remember, soft_labels, start_labels, stratified_batches, weighted_loss
 from noisynb.neighbors import NeighborGraph
+from toys import gone_on, stripes
 
 tensor = lambda rows: torch.tensor(rows, dtype=torch.float64)
 near = lambda a, b, tolerance=1e-6: torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b, dtype=torch.float64), rtol=0, atol=tolerance)
@@ -56,14 +58,6 @@ def test_weights():
 
 
 # the network
-
-def stripes(n=48, C=3, wrong=.3, seed=0):
-    "Images with a bright stripe that tells the class, and labels of which some are wrong"
-    rng = np.random.default_rng(seed)
-    true = np.arange(n) % C
-    X = rng.integers(0, 60, (n, 8, 8, 1), dtype=np.uint8)
-    X[np.arange(n), :, 2*true + 1] += 150
-    return X, np.where(rng.random(n) < wrong, (true + rng.integers(1, C, n)) % C, true), true
 
 def small(**options):
     return LEND(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, batch_size=8, device='cpu', verbose=False) | options)
@@ -134,18 +128,8 @@ def test_wrong_labels_are_found():
 @pytest.mark.parametrize('stop', [1, 3])
 def test_going_on_after_a_stop(options, stop, tmp_path):
     "Everything that training changes is in the checkpoint: same history, same weights as without the stop"
-    X, y, _ = stripes()
-    whole = small(**options).fit(X, y)
-    class Stop(Exception): pass
-    def watch(model):
-        if len(calls) == stop: raise Stop
-        return calls.append(1) or {}
-    calls, path = [], str(tmp_path/'run')
-    with pytest.raises(Stop): small(**options, checkpoint=path).fit(X, y, watch=watch)
-    model = small(**options, checkpoint=path).fit(X, y)
-    timeless = lambda m: [{k: v for k, v in row.items() if 'second' not in k} for row in m.history_]
-    assert timeless(model) == timeless(whole) and (model.label_quality_ == whole.label_quality_).all()
-    assert (model.predict_proba(X) == whole.predict_proba(X)).all() and (model.corrected_labels_ == whole.corrected_labels_).all()
+    whole, model = gone_on(partial(small, **options), stop, str(tmp_path/'run'))
+    assert (model.corrected_labels_ == whole.corrected_labels_).all()
 
 def test_clean_labels_replaced_by_garbage_change_nothing():
     "The true labels are read by who watches, and nothing that is learnt depends on them"

@@ -1,6 +1,7 @@
 "ProMix: the hand values of the specification, what has to hold for any numbers, and the ends of the range"
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess,
                                     rest_weight, select, soft_cross_entropy, target_codes)
 from noisynb.selection import class_quotas, small_loss
 from noisynb.training import Rate, Schedule
+from toys import Untrained, gone_on, stripes
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 10**6)
@@ -219,28 +221,10 @@ def test_a_confidence_of_its_own_for_guesses():
 
 # the method
 
-def stripes(n=48, C=3, wrong=.3, seed=0):
-    "Images with a bright stripe that tells the class, and labels of which some are wrong"
-    rng = np.random.default_rng(seed)
-    true = np.arange(n) % C
-    X = rng.integers(0, 60, (n, 8, 8, 1), dtype=np.uint8)
-    X[np.arange(n), :, 2*true + 1] += 150
-    return X, np.where(rng.random(n) < wrong, (true + rng.integers(1, C, n)) % C, true), true
-
 def small(cls=ProMix, **options):
     return cls(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, batch_size=8, device='cpu', verbose=False) | options)
 
-class Bench(ProMix):
-    "Stops before training, so that its parts can be tried one by one"
-    def _learn(self, X, codes, watch):
-        from noisynb.methods import images
-        kept = images.train
-        images.train = lambda *a, **k: []
-        try: super()._learn(X, codes, watch)
-        finally:
-            images.train = kept
-            self.kept = dict(_set=self._set, _codes=self._codes, _state=self._state)
-    def _finish(self): pass
+class Bench(Untrained, ProMix): pass
 
 def bench(n=48, wrong=.3, **options):
     X, y, _ = stripes(n, wrong=wrong)
@@ -444,20 +428,10 @@ def test_same_seed_same_bits_and_nothing_global():
 @pytest.mark.parametrize('recipe, stop', [('small', 1), ('small', 2), ('published', 4)])
 def test_going_on_after_a_stop(recipe, stop, tmp_path):
     "Everything that training changes is in the checkpoint: same history, same weights as without the stop"
-    X, y, _ = stripes()
-    options = dict(epochs=5, recipe=recipe, network='small-cnn', warmup=1, scan_every=2, agree=3, tau=.5, memory=.9, beta_after_ramp=.1)
-    whole = small(**options).fit(X, y)
-    class Stop(Exception): pass
-    def watch(model):
-        if len(calls) == stop: raise Stop
-        return calls.append(1) or {}
-    calls, path = [], str(tmp_path/'run')
-    with pytest.raises(Stop): small(**options, checkpoint=path).fit(X, y, watch=watch)
-    model = small(**options, checkpoint=path).fit(X, y)
-    timeless = lambda m: [{k: v for k, v in row.items() if 'second' not in k} for row in m.history_]
-    assert timeless(model) == timeless(whole) and (model.label_quality_ == whole.label_quality_).all()
-    assert (model.predict_proba(X) == whole.predict_proba(X)).all() and (model.stages_ == whole.stages_).all() and (model.marginals_ == whole.marginals_).all()
-    done = small(**options, checkpoint=path).fit(X, y) # nothing left to do
+    make = partial(small, epochs=5, recipe=recipe, network='small-cnn', warmup=1, scan_every=2, agree=3, tau=.5, memory=.9, beta_after_ramp=.1)
+    whole, model = gone_on(make, stop, path := str(tmp_path/'run'))
+    assert (model.stages_ == whole.stages_).all() and (model.marginals_ == whole.marginals_).all()
+    done = make(checkpoint=path).fit(*stripes()[:2]) # nothing left to do
     assert (done.stages_ == whole.stages_).all() and done.rho_ == whole.rho_
 
 def test_clean_labels_never_go_in():

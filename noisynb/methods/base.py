@@ -57,6 +57,11 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
     "A classifier that also says which of its training labels to trust"
     input = 'embeddings' # or 'images'
 
+    def predict(self, X):
+        "Labels (m,): the likeliest by `predict_proba`"
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
+
     def suspects(self)->np.ndarray:
         "Positions of the training labels that are probably wrong, most suspicious first"
         check_is_fitted(self)

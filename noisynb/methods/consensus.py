@@ -93,11 +93,6 @@ class Consensus(NoisyLabelClassifier):
         X = check_embeddings(self, X, reset=False)
         return np.mean([m.predict_proba(X) for m in self.members_.values()], 0)
 
-    def predict(self, X):
-        "Labels (m,)"
-        best = self.predict_proba(X).argmax(1)
-        return self.classes_[best]
-
     def _fitted(self): return super()._fitted() | {'members_': {name: m._fitted() for name, m in self.members_.items()}}
 
     def _restore(self, fitted):

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from ..augment import beta, mix, mixup
 from ..core import NoisynbError, unknown
-from .images import ImageMethod
+from .images import ImageMethod, Recipes
 from ..networks import EMA
 from ..selection import min_max, recent_mean, split, two_component
 from ..training import Schedule, autocast, batches, evaluate, set_rate, sgd
@@ -313,7 +313,7 @@ class _Trained:
 
 # %% ../../nbs/25_methods.dividemix.ipynb #0199faad
 @dataclass(eq=False, repr=False)
-class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
+class DivideMix(Recipes, _Plain, _Divided, _Trained, ImageMethod):
     "Two networks that sort each other's labels and learn semi-supervised (Li, Socher and Hoi 2020)"
     recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' below 5,000 images, 'medium' below 20,000, else 'fast'
     setting: str|None = None # a row of `settings`
@@ -343,25 +343,9 @@ class DivideMix(_Plain, _Divided, _Trained, ImageMethod):
     prior: str|None = None # expected shares of the classes: 'uniform', or 'labels' for those of the given labels
     ema: float|None = None # share that the running mean of the weights keeps at each step; it sorts and answers; 0 for the weights themselves
     subset: int|None = None # images of an epoch, drawn evenly from the classes; 0 for all
-    recipes = recipes
+    recipes, settings = recipes, settings
 
-    def fit(self, X, y, watch=None):
-        "Fit on images `X` (n, h, w, c) uint8 and given labels `y` (n,)"
-        given = self.get_params(deep=False)
-        vars(self).update(self._options(len(X) if hasattr(X, '__len__') else 0))
-        try: return super().fit(X, y, watch)
-        finally: vars(self).update(given)
-
-    def _options(self, n):
-        "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 5_000 else 'medium' if n < 20_000 else 'fast'
-        if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
-        options = dict(self.recipes[recipe])
-        if self.setting is not None:
-            if self.setting not in settings: raise unknown('setting', self.setting, settings)
-            warmup, options['lambda_u'], options['p_threshold'], _ = settings[self.setting]
-            if options['warmup'] >= 1: options['warmup'] = warmup
-        return dict(recipe=recipe) | options | {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+    def _of_setting(self, options, warmup, lambda_u, p_threshold, source): return warmup, dict(lambda_u=lambda_u, p_threshold=p_threshold)
 
     def _check(self):
         for k, choices in dict(warmup_loss=('ce', 'penalty', 'mixup'), guess=('train', 'eval', 'table'), prior=('uniform', 'labels')).items():

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 import numpy as np
 import torch
+from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 from ..core import NoisynbError, unknown
@@ -284,11 +285,5 @@ class LENDGraph(NoisyLabelClassifier):
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`"
         check_is_fitted(self)
-        z = check_embeddings(self, X, reset=False) @ self.coef_.T + self.intercept_
-        e = np.exp(z - z.max(1, keepdims=True))
-        return e/e.sum(1, keepdims=True)
+        return softmax(check_embeddings(self, X, reset=False) @ self.coef_.T + self.intercept_, axis=1)
 
-    def predict(self, X):
-        "Labels (m,)"
-        best = self.predict_proba(X).argmax(1)
-        return self.classes_[best]

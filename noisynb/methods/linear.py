@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from itertools import count, islice
 import numpy as np
+from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, generator, live_table, pick_device, processor_threads, unknown
 from .base import NoisyLabelClassifier, check_embeddings, check_labels
@@ -284,13 +285,6 @@ class LinearProbe(NoisyLabelClassifier):
             out[b] = (X[b] - self.mean_)/self.std_ @ self.coef_.T.astype(np.float64) + self.intercept_
         return out
 
-    def predict(self, X):
-        "Labels (m,) of `X` (m, d)"
-        best = self._logits(X).argmax(1)
-        return self.classes_[best]
-
     def predict_proba(self, X):
         "Chances (m, n_classes) of the given label, in the order of `classes_`"
-        z = self._logits(X)
-        e = np.exp(z - z.max(1, keepdims=True))
-        return e/e.sum(1, keepdims=True)
+        return softmax(self._logits(X), axis=1)

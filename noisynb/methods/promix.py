@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from ..augment import fmix, mixup
 from ..core import NoisynbError, unknown
-from .images import ImageMethod
+from .images import ImageMethod, Recipes
 from ..selection import agreement, class_quotas, matched_confidence, min_max, small_loss, two_component
 from ..training import Schedule, autocast, batches, evaluate, set_rate
 
@@ -249,7 +249,7 @@ class _Stepped:
 
 # %% ../../nbs/27_methods.promix.ipynb #9c03ff42
 @dataclass(eq=False, repr=False)
-class ProMix(_Scanned, _Stepped, ImageMethod):
+class ProMix(Recipes, _Scanned, _Stepped, ImageMethod):
     "Two networks that choose as many right labels as they can (Xiao et al. 2023)"
     recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 5,000 images, 'medium' for fewer than 20,000, else 'fast'
     setting: str|None = None # a row of `settings`
@@ -286,26 +286,10 @@ class ProMix(_Scanned, _Stepped, ImageMethod):
     share_mixes: bool|None = None # one mixup and one FMix for both heads
     scan_every: int|None = None # epochs between two choices by loss
     lean: bool|None = None # no strong views of examples that have no weight
-    recipes = recipes
+    recipes, settings = recipes, settings
 
-    def fit(self, X, y, watch=None):
-        "Fit on images `X` (n, h, w, c) uint8 and given labels `y` (n,)"
-        given = self.get_params(deep=False)
-        vars(self).update(self._options(len(X) if hasattr(X, '__len__') else 0))
-        try: return super().fit(X, y, watch)
-        finally: vars(self).update(given)
-
-    def _options(self, n):
-        "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 5000 else 'medium' if n < 20_000 else 'fast'
-        if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
-        options = dict(self.recipes[recipe])
-        if self.setting is not None:
-            if self.setting not in settings: raise unknown('setting', self.setting, settings)
-            warmup, options['rho'], options['tau'], strength, options['quotas'], _ = settings[self.setting]
-            if options['warmup'] >= 1: options['warmup'] = warmup
-            if options['heads'] == 2: options |= dict(alpha_o=strength, alpha_p=strength)
-        return dict(recipe=recipe) | options | {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+    def _of_setting(self, options, warmup, rho, tau, strength, quotas, source):
+        return warmup, dict(rho=rho, tau=tau, quotas=quotas) | (dict(alpha_o=strength, alpha_p=strength) if options['heads'] == 2 else {})
 
     def _check(self):
         if self.heads not in (1, 2): raise NoisynbError(f'heads is {self.heads!r}; give 1 or 2')

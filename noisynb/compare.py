@@ -189,8 +189,8 @@ class Pair:
         images, seeds = (p is not None and p < level for p in (self.p_images, self.p_seeds))
         word = 'better' if self.difference > 0 else 'worse'
         if images and (seeds or self.copies): return word
-        if images: return f'{word} on these images'   # the seeds do not settle it
-        if seeds and self.p_images is None: return f'{word} over seeds'   # the records hold no single answers
+        if images: return f'{word} (images)'   # the seeds do not settle it
+        if seeds and self.p_images is None: return f'{word} (seeds)'   # the records hold no single answers
         return 'not told apart'
 
 def pairs(s: Setting) -> list: # of Pair, for every two methods
@@ -238,24 +238,22 @@ def difference_table(s: Setting, found: list) -> Table: # found: of `pairs`
         if p.a != best: continue
         ends = '–' if p.interval is None else '\u00a0to\u00a0'.join(f'{100*x:+.1f}' for x in p.interval)
         rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins, 'Difference, points': f'{100*p.difference:+.1f}', '95 % over seeds': ends,
-                     'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds), 'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels), 'Accuracy': p.verdict()})
+                     'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds), 'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels), 'Accuracy': p.verdict().replace(' ', '\u00a0')})
     return _lean(rows, f'{s.name}: p-values are corrected (Holm) for all {len(found)} pairs of methods') if rows else Table([], f'{s.name}: no two methods share a seed')
 
 def _p_text(p) -> str: return '–' if p is None else '<\u00a00.001' if p < .001 else f'{p:.3f}'
 
 def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
-    "Who is better than whom: a triangle up where the row is better than the column, a ring where chance may explain the difference"
+    "Who is better than whom: a triangle up where the row is better than the column, hollow where only one test says so, a ring where chance may explain the difference"
     known = {(p.a, p.b): p for p in found}
     def cell(a, b):
         if a == b: return ''
         p = known.get((a, b)) or known.get((b, a))
         if p is None: return '–'
         word, _, more = p.verdict().partition(' ')
-        if word == 'not': return '○'
-        word = word if p.a == a else {'better': 'worse', 'worse': 'better'}[word]
-        return f'{"▲" if word == "better" else "▼"}\u00a0{word}' + (f' ({more.split()[-1]})' if more else '')
+        return '○' if word == 'not' else ('△▽' if more else '▲▼')[(word == 'better') != (p.a == a)]
     return Table([{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs],
-                 f'{s.name}: each row against the methods in the same order across; ○ not told apart; (images): settled for these test images, but not by the seeds')
+                 f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ for these test images, but not settled by the seeds, ○ not told apart')
 
 # %% ../nbs/35_compare.ipynb #13e86db6
 def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)
@@ -282,7 +280,7 @@ def overlap_figure(s: Setting):
     if not panels: return None
     k = max(len(p[2]) for p in panels)
     with rc_context(look):
-        figure, found = axes(min(5., 1.7 + .22*k), columns=len(panels), title='Of what either method gets wrong, % that both do')
+        figure, found = axes(min(3.2 if len(panels) > 1 else 5., 1.7 + .22*k), columns=len(panels), title='Of what either method gets wrong, % that both do')
         for ax, (title, seed, names, masks) in zip(np.atleast_1d(found), panels):
             share = overlap(masks)
             ax.imshow(share, cmap='Blues', vmin=0, vmax=1)

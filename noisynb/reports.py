@@ -281,6 +281,10 @@ def _mend(page: str) -> str:
     for th in soup.select('tbody th:not([scope])'): th['scope'] = 'row'
     for mark in soup.select('.anchor-link'): mark.decompose()
     for img in soup.select('img[src^="data:image/png;base64,"]'): img['src'] = min(img['src'], _webp(img['src']), key=len)
+    for caption in soup.find_all('caption'):   # as wide as the page, even over a table that is wider
+        inside = soup.new_tag('span')
+        inside.extend(list(caption.contents))
+        caption.append(inside)
     names = []
     for table in soup.find_all('table'):
         above = table.find_previous(['h1', 'h2', 'h3'])

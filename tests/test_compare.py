@@ -128,7 +128,9 @@ def test_pairs_by_hand(tmp_path):
     t = stats.ttest_rel(1 - e['WANN'].mean(1), 1 - e['k-NN'].mean(1))
     assert p.p_seeds == pytest.approx(t.pvalue) and p.interval == pytest.approx(tuple(t.confidence_interval(.95)))
     assert p.p_images == compare.sign_flip(e['WANN'].astype(int).sum(0) - e['k-NN'].astype(int).sum(0)) < 1e-6 and p.verdict() == 'better'
-    assert p.p_labels == 1. and compare.order_table(s, [p]).rows[1]['1'] == '▼\u00a0worse'
+    assert p.p_labels == 1. and [row[k] for row, k in zip(compare.order_table(s, [p]).rows, '21')] == ['▲', '▼']
+    p.p_seeds = .2
+    assert p.verdict() == 'better (images)' and [row[k] for row, k in zip(compare.order_table(s, [p]).rows, '21')] == ['△', '▽']
 
 def test_chance_is_not_progress(tmp_path):
     (p,) = compare.pairs(noisy_pair(tmp_path, 0))

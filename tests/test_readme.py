@@ -19,7 +19,6 @@ short = {
     'noisynb audit PATH': 'noisynb audit photos --method knn',
     'noisynb sweep sweeps/digits.toml': 'noisynb sweep sweeps/digits.toml --dry-run',
     'nbdev_test': 'nbdev_test --path nbs/20_methods.ipynb --n_workers 0',
-    'jupyter lab': 'jupyter lab --version', # stays open; tests/test_browser.py looks at it
 }
 
 def test_nothing_is_forgotten():

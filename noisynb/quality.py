@@ -46,6 +46,8 @@ def local_votes(
     return votes/votes.sum(1, keepdims=True)
 
 # %% ../nbs/17_quality.ipynb #f4d98a3b
+_one_thread = threadpool_limits.wrap(limits=1, user_api='blas')
+
 def _blockwise(part, n, size=1024):
     "Results of `part` for slices over n rows, in order, each the work of one thread"
     with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool: yield from pool.map(part, [slice(i, i + size) for i in range(0, n, size)])
@@ -53,6 +55,7 @@ def _blockwise(part, n, size=1024):
 # %% ../nbs/17_quality.ipynb #3aa02269
 class KernelVotes:
     "Leave-one-out kernel ridge regression of labels on embeddings"
+    @_one_thread   # where sums are cut depends on the number of threads
     def fit(self,
         X, # (n, d) embeddings
         y, # (n,) codes of the given labels
@@ -67,10 +70,11 @@ class KernelVotes:
         self.points_ = X[np.linspace(0, n - 1, min(landmarks, max(1, n//2))).astype(int)].astype(np.float32) - self.shift_
         self.center_ = self._kernel(some).mean(0) # near the mean, so that little is lost in the sums
         moment, self.mean_, gram = self._moments(X, y, n_classes, gram=True)
-        with threadpool_limits(1, 'blas'): values, self.basis_ = np.linalg.eigh(gram/n - np.outer(self.mean_, self.mean_))
+        values, self.basis_ = np.linalg.eigh(gram/n - np.outer(self.mean_, self.mean_))
         self.values_, self.ridge_ = n*np.maximum(values, 0), None
         return self._solve(X, y, moment)
 
+    @_one_thread
     def relabel(self,
         X, # (n, d) the embeddings of `fit`
         y, # (n,) codes of other given labels
@@ -92,8 +96,8 @@ class KernelVotes:
         def error(ridge):
             inverse = 1/(self.values_ + ridge)
             return (((given - Z @ (right*inverse[:, None]).astype(np.float32))/np.maximum(1 - squares @ inverse.astype(np.float32) - 1/n, 1e-3)[:, None])**2).sum()
-        with threadpool_limits(1, 'blas'): ridge = min(np.logspace(-7, 0, 8)*max(self.values_.sum(), 1e-30), key=error)
-        with threadpool_limits(1, 'blas'): self.weights_ = (self.basis_ @ (right/(self.values_ + ridge)[:, None])).astype(np.float32)
+        ridge = min(np.logspace(-7, 0, 8)*max(self.values_.sum(), 1e-30), key=error)
+        self.weights_ = (self.basis_ @ (right/(self.values_ + ridge)[:, None])).astype(np.float32)
         if ridge != self.ridge_: # else the leverages are those of the last labels
             keep = self.values_ > 1e-3*ridge # what the ridge leaves of the others is nothing
             scaled = (self.basis_[:, keep]/np.sqrt(self.values_[keep] + ridge)).astype(np.float32)
@@ -118,19 +122,19 @@ class KernelVotes:
         for a, b, c in _blockwise(part, len(X)): moment += a; mean += b; second += c
         return moment, mean/len(X), second
 
-    def _kernel(self, X):
-        X = np.subtract(X, self.shift_, dtype=np.float32)
-        K = X @ (self.points_*np.float32(2/self.width_)).T
-        K -= np.einsum('ij,ij->i', X, X)[:, None]/np.float32(self.width_)
-        K -= np.einsum('ij,ij->i', self.points_, self.points_)/np.float32(self.width_)
+    def _kernel(self, X, kind=np.float32):
+        X, points, width = np.subtract(X, self.shift_, dtype=kind), self.points_.astype(kind), kind(self.width_)
+        K = X @ (points*(2/width)).T
+        K -= np.einsum('ij,ij->i', X, X)[:, None]/width
+        K -= np.einsum('ij,ij->i', points, points)/width
         return np.exp(np.minimum(K, 0, out=K), out=K)
 
     def predict(self,
         X, # (m, d) embeddings of new examples
     ): # (m, n_classes)
-        "Votes on new examples"
+        "Votes on new examples, in double precision, so that they depend on what else is asked by a last bit of it at most"
         if not len(X): return np.zeros((0, len(self.bias_)), np.float32)
-        return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows]) @ self.weights_ + self.bias_, 0), len(X))))
+        return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows], np.float64) @ self.weights_ + self.bias_, 0), len(X))))
 
 # %% ../nbs/17_quality.ipynb #de88f35a
 def transition_matrix(

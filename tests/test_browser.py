@@ -298,7 +298,8 @@ def test_run_method_with_another_method(lab):
     assert (result['method'], result['dataset']) == ('knn', 'digits') and .5 < result['test_accuracy'] < 1
     text = lab.js('return document.querySelector(".jp-Notebook").innerText')
     assert 'k-NN on digits' in text and f'{100*result["test_accuracy"]:.1f}' in text
-    assert len(lab.find('.jp-OutputArea-output .jp-RenderedImage img, .jp-OutputArea-output.jp-RenderedImage img')) == len(pictures(after)) >= 3
+    assert len(lab.find('.jp-OutputArea-output .jp-RenderedImage img, .jp-OutputArea-output.jp-RenderedImage img')) == len(pictures(after)) >= 2
+    assert len(lab.find('table.matrix tbody tr')) == 10   # what the labels became
     tables = [t for t in lab.find('.jp-OutputArea-output table') if t.is_displayed()]
     assert len(tables) >= 4 and 'Test accuracy' in text
     assert_words(after)

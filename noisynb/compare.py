@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Setting', 'select', 'accuracy_table', 'detection_table', 'cost_table', 'accuracy_figure', 'learning_figure',
-           'sign_flip', 'holm', 'Pair', 'pairs', 'difference_table', 'order_table', 'overlap', 'overlap_figure',
-           'votes_table', 'errors_told', 'hardest', 'heading_block', 'sources']
+           'sign_flip', 'holm', 'Pair', 'pairs', 'corrected', 'difference_table', 'order_table', 'overlap',
+           'overlap_figure', 'votes_table', 'errors_told', 'hardest', 'heading_block', 'sources']
 
 # %% ../nbs/35_compare.ipynb #401e65b0
 import glob, html, json, math, statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 import numpy as np
@@ -180,7 +180,7 @@ class Pair:
     wins: int # seeds in which a is ahead
     interval: tuple # 95 % of the mean difference over seeds (paired t), or None
     p_seeds: float # paired t over seeds, or None
-    p_images: float # exact sign flips over test images, Holm-corrected, or None
+    p_images: float # exact sign flips over test images, or None
     p_labels: float # the same over training labels: were they judged rightly
     copies: bool # the seed changes nothing for either
 
@@ -195,10 +195,13 @@ class Pair:
 
 def pairs(s: Setting) -> list: # of Pair, for every two methods
     "Test every two methods against each other"
-    found = [_pair(s, a, b) for a, b in combinations(s.runs, 2) if s.seeds(a, b)]
-    for key in 'p_images', 'p_labels', 'p_seeds':
-        for pair, p in zip(found, holm([getattr(pair, key) for pair in found])): setattr(pair, key, p)
-    return found
+    return [_pair(s, a, b) for a, b in combinations(s.runs, 2) if s.seeds(a, b)]
+
+def corrected(found: list) -> list: # of Pair, both
+    "The same with p-values corrected for all of them"
+    kinds = 'p_images', 'p_labels', 'p_seeds'
+    each = zip(*(holm([getattr(p, kind) for p in found]) for kind in kinds))
+    return [replace(p, **dict(zip(kinds, values))) for p, values in zip(found, each)]
 
 # %% ../nbs/35_compare.ipynb #76c817d6
 def _pair(s, a, b) -> Pair:
@@ -234,18 +237,17 @@ def _same_labels(x, y) -> bool: return (x.get('samples') or {}).get('given') == 
 def difference_table(s: Setting, found: list) -> Table: # found: of `pairs`
     "The best method against each other one"
     rows, best = [], next(iter(s.runs))
-    for p in found:
-        if p.a != best: continue
+    for p in corrected([p for p in found if p.a == best]):
         ends = '–' if p.interval is None else '\u00a0to\u00a0'.join(f'{100*x:+.1f}' for x in p.interval)
         rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins, 'Difference, points': f'{100*p.difference:+.1f}', '95 % over seeds': ends,
                      'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds), 'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels), 'Accuracy': p.verdict().replace(' ', '\u00a0')})
-    return _lean(rows, f'{s.name}: p-values are corrected (Holm) for all {len(found)} pairs of methods') if rows else Table([], f'{s.name}: no two methods share a seed')
+    return _lean(rows, f'{s.name}: p-values are corrected (Holm) for these {len(rows)} comparisons') if rows else Table([], f'{s.name}: no two methods share a seed')
 
 def _p_text(p) -> str: return '–' if p is None else '<\u00a00.001' if p < .001 else f'{p:.3f}'
 
 def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
     "Who is better than whom: a triangle up where the row is better than the column, hollow where only one test says so, a ring where chance may explain the difference"
-    known = {(p.a, p.b): p for p in found}
+    known = {(p.a, p.b): p for p in corrected(found)}
     def cell(a, b):
         if a == b: return ''
         p = known.get((a, b)) or known.get((b, a))

@@ -132,6 +132,14 @@ def test_pairs_by_hand(tmp_path):
     p.p_seeds = .2
     assert p.verdict() == 'better (images)' and [row[k] for row, k in zip(compare.order_table(s, [p]).rows, '21')] == ['△', '▽']
 
+def test_a_table_is_corrected_for_what_it_compares(tmp_path):
+    made = lambda m, p: compare.Pair('a' if m != 'bc' else 'b', m[-1], 3, .1, 3, (0., .2), p, p, None, False)
+    found = [made('ab', .02), made('ac', .03), made('bc', .012)]
+    assert [p.p_images for p in compare.corrected(found)] == pytest.approx([.04, .04, .036])
+    s = compare.Setting('x', dict.fromkeys('abc', {}), [])
+    assert [row['p, images'] for row in compare.difference_table(s, found).rows] == ['0.040', '0.040']
+    assert [row['3'] for row in compare.order_table(s, found).rows] == ['▲', '▲', ''] and found[0].p_images == .02
+
 def test_chance_is_not_progress(tmp_path):
     (p,) = compare.pairs(noisy_pair(tmp_path, 0))
     assert p.verdict() == 'not told apart' and p.p_images > .05 and abs(p.difference) > 0   # one is ahead, and that means nothing

@@ -130,7 +130,7 @@ def learning_figure(s: Setting):
     curves = {n: np.array([c[:min(map(len, found))] for c in found]) for n, found in curves.items() if found}
     if not curves: return None
     with rc_context(look):
-        figure, ax = axes(3., title=f'{s.name}: accuracy from epoch to epoch')
+        figure, ax = axes(3., title='Accuracy from epoch to epoch')
         for i, (name, c) in enumerate(curves.items()):
             x, mean, style = np.arange(1, c.shape[1] + 1), 100*c.mean(0), ('-', '--', ':')[i//len(palette) % 3]
             ax.plot(x, mean, style, color=palette[i % len(palette)], label=f'{name} (n = {len(c)})')
@@ -140,7 +140,7 @@ def learning_figure(s: Setting):
         ax.grid(axis='y')
         ax.legend(fontsize=8, ncols=2)
     told = '; '.join(f'{n}: highest {percent(c.mean(0).max())} after epoch {c.mean(0).argmax() + 1}, at the end {percent(c.mean(0)[-1])}' for n, c in curves.items())
-    return Picture(figure, f'Test accuracy after each epoch. {told}.')
+    return Picture(figure, f'{s.name}: test accuracy after each epoch. {told}.')
 
 # %% ../nbs/35_compare.ipynb #4217287a
 def sign_flip(
@@ -287,7 +287,7 @@ def overlap_figure(s: Setting):
             share = overlap(masks)
             ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
             ax.set_title(f'{title}, seed {seed}', fontsize=8.5, loc='left')
-            ax.set_xticks(range(len(names)), range(1, len(names) + 1))
+            ax.set_xticks(range(len(names)), range(1, len(names) + 1), fontsize=7)
             ax.set_yticks(range(len(names)), [f'{n if len(n) < 18 else n[:17] + "…"} {i + 1}' for i, n in enumerate(names)] if ax is np.atleast_1d(found)[0] else range(1, len(names) + 1), fontsize=8)
             ax.spines[:].set_visible(False)
             for i, j in np.ndindex(share.shape) if k <= 12 else ():

@@ -154,8 +154,9 @@ def _figure(tables) -> str:
         y, ordered = 28 + step*i, [runs for runs in _best_first(entries) if _mean(runs) is not None]
         if not ordered: continue
         name = _title(entries); said = entry_name(ordered[0][0][1]); data, _, noise = name.partition(', ')
-        lines.append(f'<path class="g" d="M{left} {y}H{right}"/><text class="in" x="0" y="{y - 2}">{_e(data)}</text><text x="0" y="{y + 13}">{_e(_short(noise) if len(noise) > 40 else noise)}</text>'
-                     f'<text class="in" x="{right + 14}" y="{y - 2}">{_e(said if len(said) < 28 else said[:27] + "…")}</text><text x="{right + 14}" y="{y + 13}">{spread(_column(ordered[0], "test_accuracy"))}</text>')
+        if len(noise) > 40: noise = noise.replace(' noise', '')
+        lines.append(f'<path class="g" d="M{left} {y}H{right}"/><text class="in" x="0" y="{y - 2}">{_e(data)}</text><text x="0" y="{y + 13}">{_e(noise if len(noise) < 41 else _short(noise))}</text>'
+                     f'<text class="in" x="{right + 14}" y="{y - 2}">{_e(said if len(said) < 25 else said[:24] + "…")}</text><text x="{right + 14}" y="{y + 13}">{spread(_column(ordered[0], "test_accuracy"))}</text>')
         for runs in reversed(ordered):
             r = runs[0][1]
             lines.append(_mark('e' if r['embedding'] else 'i', r['method'] in _nothing, at(_mean(runs)), y, f'{entry_name(r)}: {spread(_column(runs, "test_accuracy"))}, n = {len(runs)}'))

@@ -255,7 +255,7 @@ def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
         word, _, more = p.verdict().partition(' ')
         return '○' if word == 'not' else ('△▽' if more else '▲▼')[(word == 'better') != (p.a == a)]
     return Table([{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs],
-                 f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ for these test images, but not settled by the seeds, ○ not told apart')
+                 f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ by one of the two tests alone, ○ not told apart')
 
 # %% ../nbs/35_compare.ipynb #13e86db6
 def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)

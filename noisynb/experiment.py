@@ -8,7 +8,7 @@ __all__ = ['generated', 'baselines', 'published', 'check', 'estimator', 'prepare
 
 # %% ../nbs/30_experiment.ipynb #30224dc7
 import base64, importlib, inspect, json, os, shlex, time, warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -143,9 +143,9 @@ def neighbors(
 def _alone(path):
     "Who comes second waits, and finds what the first has made; the lock of a process that died is free"
     lock = FileLock(path)
-    with suppress(OSError, NotImplementedError):   # a disk that cannot be written to, or knows no locks: go on without
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+    try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire()
+    except (OSError, NotImplementedError) as e:
+        warnings.warn(f'the cache folder cannot be locked ({getattr(e, "strerror", None) or type(e).__name__}), so runs side by side may search for the same neighbours; name a folder on a local disk with NOISYNB_CACHE')
     try: yield
     finally: lock.release()
 

@@ -139,6 +139,8 @@ def test_a_table_is_corrected_for_what_it_compares(tmp_path):
     s = compare.Setting('x', dict.fromkeys('abc', {}), [])
     assert [row['p, images'] for row in compare.difference_table(s, found).rows] == ['0.040', '0.040']
     assert [row['3'] for row in compare.order_table(s, found).rows] == ['▲', '▲', ''] and found[0].p_images == .02
+    found[0].p_images, found[1].p_seeds = None, .5
+    assert [row[k] for row, k in zip(compare.order_table(s, found).rows, '231')] == ['△', '▲', '▽']   # one test alone
 
 def test_chance_is_not_progress(tmp_path):
     (p,) = compare.pairs(noisy_pair(tmp_path, 0))

@@ -122,6 +122,14 @@ def test_unwritable_cache_is_a_note(tmp_path, monkeypatch):
     assert this.result['graph_cached'] is False and any('not kept' in note for note in this.notes)
 
 
+def test_a_disk_without_locks_is_a_note(monkeypatch):
+    from noisynb import experiment
+    def acquire(self, *a, **k): raise NotImplementedError
+    monkeypatch.setattr(experiment.FileLock, 'acquire', acquire)
+    first, again = run(**small), run(**small)
+    assert again.result['graph_cached'] and all(sum('NOISYNB_CACHE' in note for note in this.notes) == 1 for this in (first, again))
+
+
 def test_scaling_of_the_method_is_that_of_the_baselines():
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler

@@ -88,6 +88,7 @@ def kinds():
     return first.values()
 
 fits = 'return document.documentElement.scrollWidth - document.documentElement.clientWidth'
+cut = 'return [...document.querySelectorAll("caption span")].filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth).map(e => e.textContent)'
 
 def check_page(chrome, page, scheme, name, weight=300_000):
     "No violation, no picture without words, nothing wider than the window, nothing in the console"
@@ -100,6 +101,7 @@ def check_page(chrome, page, scheme, name, weight=300_000):
     for width in 1280, 400:
         size(chrome, width)
         assert chrome.execute_script(fits) <= 0, f'scrolls sideways in a window of {width} pixels'
+        assert chrome.execute_script(cut) == [], f'captions that end outside a window of {width} pixels'
         picture(chrome, f'{name}-{scheme}-{width}', whole=True)
     size(chrome, 1280)
     assert violations(chrome) == []

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -267,6 +268,34 @@ def test_quality_after_edits_is_that_of_a_fresh_fit(blobs):
     fresh = WANN().fit(X[10:], y[10:])
     assert model.label_quality_ == pytest.approx(fresh.label_quality_, abs=.02) and (model.corrected_labels_ == fresh.corrected_labels_).all()
 
+@pytest.mark.parametrize('make', [WANN, KNN, Corrected])
+@pytest.mark.parametrize('before, after', [(8, 40), (40, 80), (30, 29), (60, 20), (9, 1)])
+def test_edits_that_change_the_size_of_neighbourhoods(blobs, make, before, after):
+    X, y, Q, _ = blobs
+    model = make().fit(X[:before], y[:before])
+    model.add(X[before:after], y[before:after]) if after > before else model.remove(np.arange(after, before))
+    assert same(model, make().fit(X[:after], y[:after]), Q)
+
+def test_a_refused_edit_changes_nothing(blobs):
+    X, y, Q, _ = blobs
+    model, fresh = (WANN(small='raise').fit(X[:60], y[:60]) for _ in range(2))
+    for call in (lambda: model.relabel(['dog'], [0]), lambda: model.add(Q[:1], ['dog']), lambda: model.remove(np.arange(20)), lambda: model.fit(X, ['dog', 1]), lambda: model.fit(X[:, :2], y[:5])):
+        with pytest.raises(NoisynbError): call()
+        assert same(model, fresh, Q) and model.classes_.dtype == y.dtype
+    alone = WANN().fit(X[:1], y[:1])
+    for call in (lambda: alone.add(X, y), lambda: alone.explain(Q[0])):
+        with pytest.raises(NoisynbError, match='fitted on one example'): call()
+
+def test_a_graph_for_others_leaves_the_model_alone(blobs):
+    X, y, Q, _ = blobs
+    model = WANN(standardize=True).fit(X, y)
+    before = model.predict_proba(Q)
+    model.neighbor_graph(5*Q)
+    assert (model.predict_proba(Q) == before).all()
+    fresh = WANN()
+    fresh.neighbor_graph(X)
+    with pytest.raises(NotFittedError): fresh.predict(Q)
+
 def test_relabel_all(blobs):
     X, y, Q, truth = blobs
     assert same(WANN().fit(X, y).relabel(truth), WANN().fit(X, truth), Q)
@@ -285,6 +314,12 @@ def test_filtered_lda_keeps_a_class_nobody_confirms(blobs):
     with pytest.warns(UserWarning, match='9'): flda = FilteredLDA().fit(X, y)
     assert 2 <= flda.kept_[:8].sum() <= 8 and flda.transform(X).shape == (300, 4)
     assert not FilteredLDA(keep_classes=False).fit(X, y).kept_[:8].any()
+
+def test_filtered_lda_asks_the_neighbours_of_its_method(blobs):
+    X, y, Q, _ = blobs
+    model = WANN(metric='cosine', reduce='flda')
+    assert same(model.fit(X, y), WANN(metric='cosine', reduce='flda').fit(X, y, graph=model.neighbor_graph(X)), Q)
+    with pytest.raises(NoisynbError, match='other rows'): FilteredLDA().fit(X, y, WANN().neighbor_graph(X + 1))
 
 @pytest.mark.parametrize('reduce, d', [('pca', 5), ('lda', 3), ('flda', 3)])
 def test_reduced_methods(blobs, reduce, d):
@@ -305,6 +340,15 @@ def test_save_and_load(blobs, tmp_path):
         assert (again.suspects() == model.suspects()).all() and again.explain(Q[0]).rows == model.explain(Q[0]).rows
         if not model.reduce: assert same(again.remove([3]), model.remove([3]), Q)
     assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
+
+def test_options_from_numpy_are_saved(blobs, tmp_path):
+    X, y, Q, _ = blobs
+    model = WANN(k_max=np.int64(21), standardize=np.bool_(True)).fit(X, y)
+    assert same(load(model.save(tmp_path/'m.safetensors')), model, Q)
+
+@pytest.mark.parametrize('labels, words', [([0, 'a'], 'integers or strings'), (['a', None], 'None at row 1'), (np.array(['a', np.nan], object), 'nan at row 1'), ([0., np.nan], 'nan at row 1'), ([1, None], 'None at row 1')])
+def test_labels_that_cannot_be_classes(labels, words):
+    with pytest.raises(NoisynbError, match=words): KNN(1).fit([[0.], [1.]], labels)
 
 def test_a_pickle_is_not_a_model(tmp_path):
     import pickle

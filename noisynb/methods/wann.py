@@ -8,10 +8,10 @@ __all__ = ['adaptive_sizes', 'vote', 'margin', 'FilteredLDA', 'Explanation', 'WA
 # %% ../../nbs/21_methods.wann.ipynb #02e497a2
 import warnings
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, Table, unknown
-from .base import NoisyLabelClassifier, check_embeddings, check_labels
+from .base import NoisyLabelClassifier, check_embeddings, check_labels, check_training
 from ..neighbors import NeighborGraph
 from ..quality import LabelQuality, local_weights, restore, state
 
@@ -23,7 +23,7 @@ def adaptive_sizes(
     k_min:int=11, # smallest neighbourhood
     k_max:int=51, # neighbourhood of a label that no smaller one confirms
 )->np.ndarray: # (n,) int64 in {k_min, k_min+2, ...} below k_max, or k_max
-    "k*: the fewest neighbours whose majority is the given label; ties go to the smallest label (paper, section 3; public code)"
+    "k*: the fewest neighbours whose majority is the given label; ties go to the smallest label (public code)"
     k_star = np.full(len(y), k_max)
     for block in _blocks(len(y), 2*n_classes):
         rows = np.arange(len(y))[block]
@@ -84,11 +84,11 @@ class FilteredLDA(TransformerMixin, BaseEstimator):
 
     def fit(self, X, y, graph=None):
         "Fit on `X` (n, d) and given labels; `graph` is a NeighborGraph of these rows, if there is one"
-        X = check_embeddings(self, X, reset=True)
-        self.classes_, codes = check_labels(y, len(X))
+        X, self.classes_, codes = check_training(self, X, y)
         if len(self.classes_) < 2: raise NoisynbError(f'y has one class only, {self.classes_[0]}; LDA needs two or more to tell apart')
         k_min, k_max = _clamp(self.k_min, self.k_max, len(X))
-        if graph is None or graph.indices_.shape[1] < k_max: graph = NeighborGraph(k=k_max).fit(X)
+        if graph is not None: graph.check(X, 1)
+        if graph is None or graph.indices_.shape[1] < k_max: graph = NeighborGraph(**(graph._options() if graph is not None else {}) | dict(k=k_max)).fit(X)
         k_star = adaptive_sizes(codes[graph.indices_], codes, len(self.classes_), k_min, k_max)
         self.kept_ = k_star < k_max
         if self.keep_classes: self._rescue(codes, graph)
@@ -144,13 +144,14 @@ class _Search(NoisyLabelClassifier):
         cached=False, # keep it on disk, and look there first
     ): # a NeighborGraph, to be handed to `fit`
         "The label-free graph that `fit` makes of `X`: one serves all labels, seeds, sizes and methods of equal scaling"
-        X = check_embeddings(self, X, reset=True)
-        self._sizes(len(X))
-        return self._search(self._scale(X, learn=True), cached)
+        new = clone(self) # a fitted model stays as it is
+        X = check_embeddings(new, X, reset=True)
+        new._sizes(len(X))
+        return new._search(new._scale(X, learn=True), cached)
 
-    def _search(self, Z, cached=False):
+    def _search(self, Z, cached=False, k=None):
         if len(Z) == 1: return None
-        options = dict(k=min(self._k_max, len(Z) - 1), metric=self.metric, engine=self.engine, device=self.device)
+        options = dict(k=min(k or self._k_max, len(Z) - 1), metric=self.metric, engine=self.engine, device=self.device)
         return NeighborGraph.cached(Z, **options) if cached else NeighborGraph(**options).fit(Z)
 
     def _scale(self, X, learn=False):
@@ -167,7 +168,8 @@ class _Search(NoisyLabelClassifier):
         if self.reduce == 'pca': self.center_, self.projection_ = _pca(Z, self.n_components)
         elif self.reduce == 'lda' and len(self.classes_) > 1: self.center_, self.projection_ = _lda(Z, self.codes_, self.n_components)
         else:
-            flda = FilteredLDA(self.n_components).fit(Z, self.codes_, graph)
+            flda = FilteredLDA(self.n_components)
+            flda.fit(Z, self.codes_, graph if graph is not None else self._search(Z, k=flda.k_max))
             self.center_, self.projection_ = flda.mean_, flda.components_
         return self._project(Z)
 
@@ -190,8 +192,7 @@ class _Vote(_Search):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
         for name, known in dict(reduce=[None, 'pca', 'lda', 'flda'], small=['clamp', 'raise'], self_rule=['index', 'rank'], quality=self.qualities).items():
             if getattr(self, name) not in known: raise unknown(name, getattr(self, name), known)
-        X = check_embeddings(self, X, reset=True)
-        self.classes_, self.codes_ = check_labels(y, len(X))
+        X, self.classes_, self.codes_ = check_training(self, X, y)
         self._sizes(len(X))
         Z = self._scale(X, learn=True)
         if graph is not None: graph.check(Z, self._k_max)
@@ -253,6 +254,7 @@ class _Explain(_Vote):
     )->Explanation:
         "The neighbours that voted on `x`, nearest first, with what each vote counted"
         check_is_fitted(self)
+        if self.graph_ is None: raise NoisynbError('the model was fitted on one example: nobody votes')
         x = np.reshape(x, (1, -1))
         rows, weights, distances = self._weights(self._project(self._scale(check_embeddings(self, x, reset=False))))
         winner, scores = self._votes(x)
@@ -287,7 +289,8 @@ class _Edit(_Vote):
         Z, y = self._scale(check_embeddings(self, X, reset=False)), np.asarray(y)
         if y.shape != (len(Z),): raise NoisynbError(f'y has shape {y.shape} for {len(Z)} new examples; give one label per example')
         labels = np.concatenate([self.classes_[self.codes_].astype(object), y.astype(object)])
-        return self._recount(labels, lambda: self.graph_.add(Z))
+        if self.graph_ is None: raise NoisynbError('the model was fitted on one example, which has no neighbours; fit again on all')
+        return self._recount(labels, lambda: self.graph_.add(Z), lambda: np.concatenate([self.graph_.rows_, Z]))
 
     def remove(self, rows):
         "Remove the examples at positions `rows`; the others move up"
@@ -295,14 +298,20 @@ class _Edit(_Vote):
         rows = self._rows(rows)
         labels = np.delete(self.classes_[self.codes_].astype(object), rows)
         if not len(labels): raise NoisynbError('remove would leave no example; keep at least one')
-        return self._recount(labels, lambda: self.graph_.remove(rows))
+        return self._recount(labels, lambda: self.graph_.remove(rows), lambda: np.delete(self.graph_.rows_, rows, 0)) if len(rows) else self
 
-    def _recount(self, labels, change_graph=None):
-        "Encode the labels, mend the graph, and vote again"
-        if self.reduce and (change_graph or self.reduce != 'pca'): raise NoisynbError(f'reduce={self.reduce!r} was learnt from the examples as they were; fit again instead')
-        self.classes_, self.codes_ = check_labels(np.array(labels.tolist()), len(labels))
-        if change_graph: self.graph_, self._kernel = change_graph(), None
-        self._sizes(len(labels))
+    def _recount(self, labels, mend=None, rows=None):
+        "Encode the labels, mend the graph, or search again where neighbourhoods change their size, and vote again"
+        if self.reduce and (mend or self.reduce != 'pca'): raise NoisynbError(f'reduce={self.reduce!r} was learnt from the examples as they were; fit again instead')
+        (classes, codes), graph, sizes = check_labels(labels.tolist(), len(labels)), self.graph_, (self._k_min, self._k_max)
+        try:
+            self._sizes(len(labels))
+            if mend: graph = mend() if self._k_max <= graph.indices_.shape[1] < len(labels) else self._search(rows())
+        except BaseException:
+            self._k_min, self._k_max = sizes
+            raise
+        if mend: self._kernel = None
+        self.classes_, self.codes_, self.graph_ = classes, codes, graph
         return self._learn()
 
 # %% ../../nbs/21_methods.wann.ipynb #80062745

@@ -321,7 +321,7 @@ def train(
             _check_row(row, epoch)
             seconds, progress = time.perf_counter() - start, rate.end
             speed = dict(images_per_second=row.pop('images')/seconds) if 'images' in row else {}
-            history.append(dict(epoch=epoch + 1, **row, learning_rate=rate(), seconds=seconds, **speed, **(watch() if watch else {})))
+            history.append(dict(epoch=epoch + 1, **row, learning_rate=rate(), seconds=seconds, **speed, **(watch and watch() or {})))
             show(**history[-1])
             now = time.perf_counter()
             if checkpoint and (epoch + 1 == epochs or now - written > 10*cost): # at most a tenth of the time goes into writing

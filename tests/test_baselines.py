@@ -90,6 +90,10 @@ def test_the_forget_rate_is_what_the_mean_opinion_speaks_against(stripes):
     model = CoTeaching(epochs=8, batch_size=16, ramp=.5, verbose=False).fit(X, y, watch=watch)
     rates = [r['forget_rate'] for r in model.history_]
     assert rates[:4] == means[:4] and set(rates[4:]) == {means[3]} and len(set(means)) > 1
+    means.clear()
+    model = CoTeaching(epochs=3, batch_size=16, ramp=0, verbose=False).fit(X, y, watch=watch)   # no way there: what the first epoch shows
+    assert [r['forget_rate'] for r in model.history_] == means[:1]*3 and means[0] > 0
+    assert len(CoTeaching(epochs=1, verbose=False).fit(X, y, watch=lambda model: None).history_) == 1
 
 def test_elr_remembers_by_row_and_each_network_for_itself(stripes):
     X, y, _ = stripes
@@ -182,7 +186,7 @@ def test_wrong_images_later_and_one_class(fitted, stripes):
 
 @pytest.mark.parametrize('options,words', [
     (dict(epochs=0), 'epochs is 0'), (dict(epochs=2.5), 'whole number'), (dict(batch_size=0), 'batch_size is 0'), (dict(learning_rate=0), 'above 0'),
-    (dict(learning_rate=float('nan')), 'learning_rate is nan'), (dict(momentum=1.), 'below 1'), (dict(weight_decay=-1), 'weight_decay'), (dict(time_budget=0), 'above 0'),
+    (dict(learning_rate=float('nan')), 'learning_rate is nan'), (dict(momentum=1.), 'from 0 to 0.9999'), (dict(weight_decay=-1), 'weight_decay'), (dict(time_budget=0), 'above 0'),
     (dict(schedule='cosin'), "did you mean 'cosine'"), (dict(flip='yes'), "flip is 'yes'"), (dict(network='resnet19'), "did you mean 'resnet18'"), (dict(n_networks=3), 'give 1 or 2'),
     (dict(network_options={'width': 3}), 'no option of small-cnn'), (dict(threads=0), 'threads is 0'), (dict(checkpoint=Path('a.pt')), 'as text'), (dict(device='gpu'), "device is 'gpu'")])
 def test_wrong_options(options, words, stripes):

@@ -188,7 +188,7 @@ def test_spread_tells_pair_from_symmetric_noise(seed):
 @pytest.mark.parametrize('name, C, rate, spread', [('cifar10-symmetric-20', 10, .18, 1), ('cifar10-symmetric-50', 10, .45, 1), ('cifar10-symmetric-80', 10, .72, 1), ('cifar10-symmetric-90', 10, .81, 1),
     ('cifar10-asymmetric-40', 10, .2, 0), ('cifar100-symmetric-50', 100, .495, 1), ('cifar100-symmetric-90', 100, .891, 1)])
 def test_advice_and_the_table_agree_where_lambda_is_zero_and_on_the_threshold(name, C, rate, spread):
-    _, weight, threshold, _ = table[name]
+    _, weight, threshold, *_ = table[name]
     advice = advise(rate, spread, C)
     assert (advice['lambda_u'] > 0) == (weight > 0) and advice['lambda_u'] <= weight and advice['p_threshold'] == threshold
     assert advise(rate, .1, C)['lambda_u'] == 0 and advise(.1, spread, C)['lambda_u'] == 0
@@ -442,12 +442,14 @@ def test_options():
     options = model._options(100)
     assert (options['epochs'], options['batch_size'], options['warmup'], options['lambda_u'], options['p_threshold']) == (300, 64, 10, 50., .6)
     assert [DivideMix()._options(n)['recipe'] for n in (4_999, 5_000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
+    assert options['last'] == 5 and DivideMix(setting='cifar100-asymmetric-40')._options(100)['warmup_loss'] == 'penalty' and SMR(setting='cifar100-asymmetric-40')._options(100)['warmup_loss'] == 'mixup'
     assert SMR(recipe='published')._options(10)['batch_size'] == 128 and SMR(recipe='published')._options(10)['recalibrate'] == 30
     assert all(set(r) == set(recipes['published']) for r in [*recipes.values(), *SMR.recipes.values()])
     assert {'dividemix', 'smr'} <= set(methods) and isinstance(make('smr', recipe='fast'), SMR)
 
 @pytest.mark.parametrize('wrong, message', [(dict(recipe='smal'), "did you mean 'small'"), (dict(setting='cifar10'), 'no setting'), (dict(guess='often'), 'no guess'), (dict(warmup_loss='mix'), 'no warmup_loss'),
-    (dict(lambda_u=-1), 'lambda_u is -1'), (dict(p_threshold='much'), 'p_threshold'), (dict(warmup=4), 'of which 4 are warm-up'), (dict(subset=10), 'subset'), (dict(warmup=-.1), 'warmup is'), (dict(temperature=0), 'temperature is 0')])
+    (dict(lambda_u=-1), 'lambda_u is -1'), (dict(p_threshold='much'), 'p_threshold'), (dict(warmup=4), 'of which 4 are warm-up'), (dict(subset=10), 'subset'), (dict(warmup=-.1), 'warmup is'), (dict(temperature=0), 'temperature is 0'),
+    (dict(alpha=0), 'alpha is 0'), (dict(last='auto'), "last is 'auto'"), (dict(last=1.5), 'last is 1.5'), (dict(schedule_options=dict(warmpu=.1)), "did you mean 'warmup'")])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)

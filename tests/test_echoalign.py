@@ -291,9 +291,19 @@ def test_budgets(painter, monkeypatch):
     small(setting='fast', epochs=30, time_budget=.002).fit(X, y)
     assert seen == [(2, None), (20, pytest.approx(.002/3)), (7, 9.), (3, None), (10, pytest.approx(.002/3))]
 
+def test_what_was_prepared_is_paid_for_once(painter, tmp_path, monkeypatch):
+    "A run that is stopped after its preparation leaves its network the time that it would have had"
+    X, y, _ = stripes()
+    left = []
+    def stopped(state, epoch, schedule, epochs, minutes, *rest): left.append(minutes); raise KeyboardInterrupt
+    monkeypatch.setattr('noisynb.methods.images.train', stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): small(checkpoint=str(tmp_path/'run'), time_budget=5.).fit(X, y)
+    assert left[0] == left[1] < 5
+
 @pytest.mark.parametrize('options, message', [(dict(mode='replaced'), "did you mean 'replace'"), (dict(setting='cifar'), 'setting'), (dict(echomod='difusion'), "did you mean 'diffusion'"),
     (dict(threshold='quantile:7'), 'share from 0 to 1'), (dict(finetune=1.), 'finetune is 1.0'), (dict(early=2.5), 'early is 2.5'), (dict(class_names=['a']), '1 class names'),
-    (dict(echomod_options=dict(stps=3)), 'stps'), (dict(rounds=-1), 'rounds is -1'), (dict(loss='cee'), 'loss')])
+    (dict(echomod_options=dict(stps=3)), 'stps'), (dict(rounds=-1), 'rounds is -1'), (dict(rounds=1.5), 'rounds is 1.5'), (dict(noise_rate=40), 'noise_rate is 40'), (dict(echo_epochs=-3), 'echo_epochs is -3'), (dict(loss='cee'), 'loss')])
 def test_mistakes_are_refused(options, message):
     X, y, _ = stripes()
     with pytest.raises(NoisynbError, match=message): small(**options).fit(X, y)

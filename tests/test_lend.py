@@ -2,6 +2,7 @@
 import math
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from noisynb.methods import make
 from noisynb.methods.base import load
 from noisynb.methods.lend import LEND, LENDGraph, label_weights, presets, remember, soft_labels, start_labels, stratified_batches, weighted_loss
 from noisynb.neighbors import NeighborGraph
+from noisynb.training import State
 from toys import gone_on, stripes
 
 tensor = lambda rows: torch.tensor(rows, dtype=torch.float64)
@@ -124,6 +126,14 @@ def test_wrong_labels_are_found():
     assert model.score(X_new, new) > .95 and (model.corrected_labels_ == true).mean() > .9
     assert ((model.label_quality_ < .5) == (y != true)).mean() > .85
 
+@pytest.mark.parametrize('method', ['lend', 'dividemix', 'promix'])
+@pytest.mark.parametrize('warmup, lengths, warm', [(.2, (10, 10, 10, 40, 40), 2), (3, (4,)*5, 3), (0, (4, 4), 0), (.01, (9, 9), 1)])
+def test_a_warmup_that_is_over_stays_over(method, warmup, lengths, warm):
+    "also where a time budget turns out to allow for more epochs than it seemed"
+    model = make(method, warmup=warmup)
+    model._state = State(start=None)
+    assert [model._warming(e, SimpleNamespace(epochs=n)) for e, n in enumerate(lengths)] == [e < warm for e in range(len(lengths))]
+
 @pytest.mark.parametrize('options', kinds)
 @pytest.mark.parametrize('stop', [1, 3])
 def test_going_on_after_a_stop(options, stop, tmp_path):
@@ -187,7 +197,8 @@ def test_ends_of_the_range(n, C, wrong, preset):
     assert np.isfinite(model.label_quality_).all() and len(model.history_) == 3
 
 @pytest.mark.parametrize('wrong, message', [(dict(preset='cod'), "did you mean 'code'"), (dict(graph='sett'), "did you mean 'set'"), (dict(weighting='soft'), 'weighting'), (dict(k=0), 'k is 0'),
-    (dict(propagation=1.), 'propagation is 1'), (dict(beta=-1), 'beta is -1'), (dict(graph='bank'), 'give the number of rows'), (dict(history='both'), 'no history')])
+    (dict(propagation=1.), 'propagation is 1'), (dict(beta=-1), 'beta is -1'), (dict(graph='bank'), 'give the number of rows'), (dict(history='both'), 'no history'),
+    (dict(k=7.5), 'k is 7.5'), (dict(steps=2.5), 'steps is 2.5'), (dict(bank=100.5), 'bank is 100.5')])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)
@@ -264,7 +275,7 @@ def test_a_class_that_dilution_leaves_out(tmp_path):
     again = load(model.save(tmp_path/'model.safetensors'))
     assert (again.predict_proba(X) == P).all()
 
-@pytest.mark.parametrize('wrong, message', [(dict(coupling='on'), 'no coupling'), (dict(k=0), 'k is 0'), (dict(propagation=1), 'propagation is 1'), (dict(C=0), 'C is 0'), (dict(metric='manhattan'), 'no metric')])
+@pytest.mark.parametrize('wrong, message', [(dict(coupling='on'), 'no coupling'), (dict(k=0), 'k is 0'), (dict(propagation=1), 'propagation is 1'), (dict(C=0), 'C is 0'), (dict(metric='manhattan'), 'no metric'), (dict(gamma=-1), 'gamma is -1'), (dict(steps=0), 'steps is 0')])
 def test_mistakes_with_embeddings(wrong, message):
     X, y, _ = clusters()
     with pytest.raises(NoisynbError, match=message): LENDGraph(**wrong).fit(X, y)

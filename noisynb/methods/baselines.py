@@ -9,11 +9,12 @@ __all__ = ['CrossEntropy', 'ELR', 'CoTeaching', 'Cleanlab']
 import warnings
 from dataclasses import dataclass
 import numpy as np
+import torch
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, require
 from ..losses import make_loss
-from .base import NoisyLabelClassifier, check_embeddings, check_labels
+from .base import NoisyLabelClassifier, check_embeddings, check_training
 from .images import ImageMethod
 from ..training import autocast, batches, one_pass, set_rate
 
@@ -36,7 +37,7 @@ class CrossEntropy(ImageMethod):
         s.optimisers = [self._optimiser(n) for n in s.networks]
         s.generators = [self._generator(f'order {n}') for n in names]
         s.losses = [make_loss(self.loss, len(self.classes_), self.preset, n_samples=len(self._set), **(self.loss_options or {})) for _ in names]
-        s.seen = 0.
+        s.seen = torch.zeros(len(self._set), len(self.classes_), device=self._codes.device)
 
     def _epoch(self, epoch, rate):
         s = self._state
@@ -83,7 +84,7 @@ class CoTeaching(CrossEntropy):
         done = min(1., rate.progress()/self.ramp) if self.ramp else 1.
         loss, kept = self._exchange(rate, 1 - s.forget*done)
         row = dict(loss=loss, images=2*len(self._set), n_clean=kept) | self._look()
-        if self.forget_rate == 'auto' and done < 1: s.forget = self._wrong()
+        if self.forget_rate == 'auto' and (done < 1 or epoch == 0): s.forget = self._wrong()
         return row | dict(forget_rate=s.forget)
 
     def _wrong(self):
@@ -128,8 +129,7 @@ class Cleanlab(NoisyLabelClassifier):
     def fit(self, X, y):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
         from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        X = check_embeddings(self, X, reset=True)
-        self.classes_, codes = check_labels(y, len(X))
+        X, self.classes_, codes = check_training(self, X, y)
         smallest = np.bincount(codes).min()
         if len(self.classes_) < 2 or smallest < 2: raise NoisynbError(f'{len(self.classes_)} classes, the smallest with {smallest} examples; cleanlab needs two classes or more, with two examples or more each')
         with warnings.catch_warnings():

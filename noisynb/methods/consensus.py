@@ -10,9 +10,9 @@ import inspect
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError
+from ..core import NoisynbError, check_number
 from . import make, method_class
-from .base import NoisyLabelClassifier, check_embeddings, check_labels
+from .base import NoisyLabelClassifier, check_embeddings, check_training
 
 # %% ../../nbs/29_methods.consensus.ipynb #87a6b751
 def rank_average(
@@ -55,15 +55,15 @@ class Consensus(NoisyLabelClassifier):
         graph=None, # NeighborGraph of the rows, if there is one
     ):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
-        X = check_embeddings(self, X, reset=True)
-        self.classes_, codes = check_labels(y, len(X))
-        self.members_ = self._make()
+        members = self._make()
+        X, self.classes_, codes = check_training(self, X, y)
+        self.members_ = members
         for model in self.members_.values(): model.fit(X, y, **({'graph': graph} if 'graph' in inspect.signature(model.fit).parameters else {}))
         return self._judge(codes)
 
     def _make(self) -> dict: # name -> unfitted estimator
         if self.combine not in ('calibrated', 'rank'): raise NoisynbError(f"combine is {self.combine!r}; give 'calibrated' or 'rank'")
-        if not isinstance(self.parts, (int, np.integer)) or self.parts < 2: raise NoisynbError(f'parts is {self.parts!r}; give a whole number from 2')
+        check_number(self.parts, 'parts', 2, whole=True)
         asked = self.members if isinstance(self.members, dict) else dict.fromkeys(self.members, {})
         if len(asked) < 2: raise NoisynbError(f'members is {self.members!r}; a consensus needs two methods or more')
         made = {}

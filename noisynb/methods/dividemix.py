@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from ..augment import beta, mix, mixup
-from ..core import NoisynbError, unknown
+from ..core import NoisynbError, check_number, unknown
 from .images import ImageMethod, Recipes
 from ..networks import EMA
 from ..selection import min_max, recent_mean, split, two_component
@@ -131,22 +131,20 @@ def divide(
     return w, split(w, values, threshold)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #73c1941f
-settings = { # name -> warm-up epochs, lambda_u, p_threshold, where lambda_u comes from
+settings = { # name -> warm-up epochs (for recipes that count in epochs), lambda_u, p_threshold, where lambda_u comes from, and what else the code does there
     'cifar10-symmetric-20': (10, 0., .5, 'users, after Table 7 of the paper (issue 50)'),
     'cifar10-symmetric-50': (10, 25., .5, 'default of the code'),
     'cifar10-symmetric-80': (10, 25., .5, 'default of the code, rerun by a user (issue 17)'),
-    'cifar10-symmetric-90': (10, 50., .6, 'a user (issue 46); threshold by the author (issue 10)'),
-    'cifar10-asymmetric-40': (10, 0., .5, 'author (issues 15 and 26)'),
+    'cifar10-symmetric-90': (10, 50., .6, 'a user (issue 46); threshold by the author (issue 10)', dict(last=5)),
+    'cifar10-asymmetric-40': (10, 0., .5, 'author (issues 15 and 26)', dict(warmup_loss='penalty')),
     'cifar10n': (10, 25., .5, 'authors of CIFAR-N; less for little noise (their issue 7)'),
     'cifar100-symmetric-20': (30, 25., .5, 'users (InstanceGM, issue 1)'),
     'cifar100-symmetric-50': (30, 150., .5, 'users (InstanceGM, issue 1)'),
     'cifar100-symmetric-80': (30, 150., .5, 'a user (issue 10)'),
-    'cifar100-symmetric-90': (30, 150., .6, 'author (issue 10)'),
-    'cifar100-asymmetric-40': (30, 150., .5, 'C2D, by trial; not run by the authors (issue 41)'),
+    'cifar100-symmetric-90': (30, 150., .6, 'author (issue 10)', dict(last=5)),
+    'cifar100-asymmetric-40': (30, 150., .5, 'C2D, by trial; not run by the authors (issue 41)', dict(warmup_loss='penalty')),
     'cifar100n': (30, 25., .5, 'authors of CIFAR-N; less for little noise (their issue 7)'),
-    'animal10n': (30, 0., .5, 'code of SMR, which leaves the term out'),
-    'clothing1m': (1, 0., .5, 'code, which leaves the term out'),
-    'webvision50': (1, 0., .5, 'code, which leaves the term out')}
+    'animal10n': (30, 0., .5, 'code of SMR, which leaves the term out')}
 
 # %% ../../nbs/25_methods.dividemix.ipynb #adf1764f
 def noise_seen(
@@ -345,23 +343,23 @@ class DivideMix(Recipes, _Plain, _Divided, _Trained, ImageMethod):
     subset: int|None = None # images of an epoch, drawn evenly from the classes; 0 for all
     recipes, settings = recipes, settings
 
-    def _of_setting(self, options, warmup, lambda_u, p_threshold, source): return warmup, dict(lambda_u=lambda_u, p_threshold=p_threshold)
+    def _of_setting(self, options, warmup, lambda_u, p_threshold, source, more=None): return warmup, dict(lambda_u=lambda_u, p_threshold=p_threshold) | (more or {})
 
     def _check(self):
         for k, choices in dict(warmup_loss=('ce', 'penalty', 'mixup'), guess=('train', 'eval', 'table'), prior=('uniform', 'labels')).items():
             if getattr(self, k) not in choices: raise unknown(k, getattr(self, k), choices)
-        for k, low, high in ('warmup', 0, math.inf), ('ramp', 0, math.inf), ('recalibrate', 0, math.inf), ('subset', 0, math.inf), ('lambda_u', 0, math.inf), ('p_threshold', 0, 1), ('clip', 0, 1), ('last', 1, math.inf), ('ema', 0, .99999):
-            v = getattr(self, k)
-            if v != 'auto' and not (isinstance(v, (int, float)) and low <= v <= high): raise NoisynbError(f'{k} is {v!r}; give a number from {low} to {high}')
+        limits = dict.fromkeys(('warmup', 'ramp', 'recalibrate', 'lambda_u'), {}) | dict(p_threshold=dict(high=1), clip=dict(high=1), ema=dict(high=.99999))
+        limits |= dict(subset=dict(whole=True), last=dict(low=1, whole=True), temperature=dict(above=True), alpha=dict(above=True))
+        for k, limit in limits.items():
+            if k not in ('lambda_u', 'p_threshold') or getattr(self, k) != 'auto': check_number(getattr(self, k), k, **limit)
         if 1 <= self.warmup and self.epochs and self.epochs <= self.warmup: raise NoisynbError(f'{self.epochs} epochs, of which {self.warmup} are warm-up; take more epochs, or a share such as warmup=0.2')
         if self.subset and (self.guess == 'table' or self.last > 1): raise NoisynbError("with a subset, each epoch has other images: take guess='train' or 'eval', and last=1")
-
-    def _schedule(self): return Schedule(self.learning_rate, self.schedule, **(self.schedule_options or {}))
 
     def _optimiser(self, network): return sgd(network, self.learning_rate, self.momentum, self.weight_decay, self.nesterov)
 
     def _build(self):
         s = self._state
+        if len(self._codes) < 4: raise NoisynbError(f'{len(self._codes)} images; {type(self).__name__} sorts them into two sides: give four or more')
         s.networks = [self._network(name) for name in 'AB']
         s.optimisers = [self._optimiser(network) for network in s.networks]
         s.generators = [self._generator(f'network {name}') for name in 'AB']
@@ -373,9 +371,9 @@ class DivideMix(Recipes, _Plain, _Divided, _Trained, ImageMethod):
 
     def _epoch(self, epoch, rate):
         s, count = self._state, lambda v: round(v*rate.epochs) if v < 1 else v
-        if s.start is None and epoch >= max(count(self.warmup), self.warmup > 0): s.start = epoch
+        warm = self._warming(epoch, rate)
         until = min(rate.epochs - 1, (1 - self.recalibrate)*rate.epochs if self.recalibrate < 1 else math.inf)
-        kind = epoch_kind(epoch, epoch + 1 if s.start is None else s.start, count(self.recalibrate), until)
+        kind = epoch_kind(epoch, epoch + 1 if warm else s.start, count(self.recalibrate), until)
         if kind != 'divide': return dict(kind=kind) | _mean([self._plain(k, rate, self.warmup_loss if kind == 'warm-up' else 'ce') for k in (0, 1)])
         return dict(kind=kind) | self._divided(rate, lambda done: s.settled['lambda_u']*ramp(epoch + done, s.start, count(self.ramp)))
 

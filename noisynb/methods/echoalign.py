@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import NoisynbError, cache_folder, unknown
+from ..core import NoisynbError, cache_folder, check_number, unknown
 from ..early import believe
 from ..echomod import echo_cache, echomods, make_echomod
 from ..echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features
@@ -72,7 +72,7 @@ def trusted(
 
 # %% ../../nbs/28_methods.echoalign.ipynb #4b128c25
 clip = 'timm:vit_base_patch32_clip_224.laion2b'
-_ours = dict(network='auto', network_options=None, epochs=30, batch_size=32, learning_rate=.05, weight_decay=5e-4, schedule='cosine', at=(), finetune=0.,
+_ours = dict(network='auto', network_options=None, epochs=30, batch_size=32, learning_rate=.05, weight_decay=5e-4, schedule='cosine', at=(.5,), finetune=0.,
     mode='replace', echomod='diffusion', echo_epochs=20, features='early', threshold='mixture', early=.25)
 _theirs = dict(network='resnet18', network_options=None, epochs=240, batch_size=128, learning_rate=.1, weight_decay=1e-4, schedule='step', at=(.5, .75), finetune=1/6,
     mode='official', echomod='controlnet', echo_epochs=20, features=clip, threshold=.52, early=10)
@@ -114,13 +114,15 @@ class _Both:
 
 class _Prepared:
     "Early networks, echoes and the selection, for `EchoAlign`"
-    def _once(self, name, state, make):
-        "`state` after `make(state)`, or as it was kept beside the checkpoint"
+    def _once(self, name, state, make, begun=None):
+        "`state` after `make(state)`, with the seconds since `begun`, or as it was kept beside the checkpoint"
+        state.seconds, begun = 0., begun or time.perf_counter()
         path, mark = f'{self.checkpoint}.{name}', self._identity(self._images, self._given)
         done = read_checkpoint(path, mark) if self.checkpoint else None
         if done: state.load_state_dict(done['state'])
         else:
             make(state)
+            state.seconds = time.perf_counter() - begun
             if self.checkpoint: write_checkpoint(path, dict(identity=mark, state=state.state_dict()))
         return state
 
@@ -241,8 +243,9 @@ class EchoAlign(_Prepared, ImageMethod):
     def _check(self):
         for k, choices in dict(mode=modes, echomod=echomods, select=('echo', 'loss')).items():
             if getattr(self, k) not in choices: raise unknown(k, getattr(self, k), choices)
-        for k, low, high in ('early', 1e-9, np.inf), ('rounds', 0, 9), ('share', 0, 1), ('finetune', 0, .9), ('neighbors', 2, np.inf):
-            if not isinstance(v := getattr(self, k), (int, float)) or not low <= v <= high: raise NoisynbError(f'{k} is {v!r}; give a number from {low:g} to {high:g}')
+        limits = dict(early=dict(above=True), rounds=dict(high=9, whole=True), share=dict(high=1), finetune=dict(high=.9), neighbors=dict(low=2, whole=True), echo_epochs=dict(low=1, whole=True))
+        for k, limit in limits.items(): check_number(getattr(self, k), k, **limit)
+        if self.noise_rate is not None: check_number(self.noise_rate, 'noise_rate', high=1)
         if self.early >= 1 and self.early != int(self.early): raise NoisynbError(f'early is {self.early}; give a number of epochs, or a share of them below 1')
         if self.select == 'loss' and self.mode != 'control' and self.noise_rate is None: raise NoisynbError("select='loss' keeps a share of the labels that follows from noise_rate, which it does not know; give it, or take select='echo'")
         if self.echomod_options: make_echomod(self.echomod, **self.echomod_options)
@@ -255,21 +258,22 @@ class EchoAlign(_Prepared, ImageMethod):
 
     def _learn(self, X, codes, watch):
         if self.class_names and len(self.class_names) != len(self.classes_): raise NoisynbError(f'{len(self.class_names)} class names, and the labels are of {len(self.classes_)} classes; give one for each')
-        self._images, self._given, self._begun = X, codes, time.perf_counter()
+        self._images, self._given = X, codes
         try: super()._learn(X, codes, watch)
         finally:
-            for name in ('_images', '_given', '_begun', '_pool', '_echoes', '_weights'): vars(self).pop(name, None)
+            for name in ('_images', '_given', '_pool', '_echoes', '_weights'): vars(self).pop(name, None)
 
     def _build(self):
         needed = self.mode == 'control' or self.features == 'early' or self.echomod == 'diffusion' or self.select == 'loss'
         early = self._once('early', State(network=self._network('early'), believed=None, losses=None, agreement=None), self._believe if needed else lambda s: None)
+        begun = time.perf_counter()
         self._echoes = self._make_echoes(early.believed) if self.mode in ('official', 'replace') or self.mode == 'select_only' and self.select == 'echo' else None
-        chosen = self._once('selection', State(score=None, threshold=None, kept=None), lambda s: self._choose(early, s))
+        chosen = self._once('selection', State(score=None, threshold=None, kept=None), lambda s: self._choose(early, s), begun)
         self.score_, self.threshold_, self.kept_ = chosen.score, chosen.threshold, chosen.kept
         self.believed_ = np.ones(len(self._set), bool) if early.believed is None else early.believed
         self.losses_, self.agreement_ = early.losses, early.agreement
         self._gather()
-        if self.time_budget: self.time_budget = max(self.time_budget - (time.perf_counter() - self._begun)/60, self.time_budget/10)
+        if self.time_budget: self.time_budget = max(self.time_budget - (early.seconds + chosen.seconds)/60, self.time_budget/10)
         s = self._state
         s.networks, s.chance = [self._network('A')], self._generator('order')
         s.optimiser = self._optimiser(s.networks[0])

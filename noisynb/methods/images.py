@@ -9,11 +9,11 @@ __all__ = ['check_images', 'Recipes', 'Workshop', 'ImageMethod']
 import math
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, fingerprint, pick_device, processor_threads, torch_generator, unknown
+from ..core import NoisynbError, check_number, fingerprint, pick_device, processor_threads, torch_generator, unknown
 from .base import NoisyLabelClassifier, check_labels
 from ..networks import default_network, make_network
 from ..training import Schedule, State, evaluate, image_set, schedules, sgd, train
@@ -28,7 +28,7 @@ def check_images(
     name = type(estimator).__name__
     if not hasattr(X, 'fingerprint'): X = np.asarray(X)
     if X.ndim == 2: raise NoisynbError(f"X has shape {X.shape}, which looks like embeddings; {name} trains networks on images (n, h, w, c): give those, or take a method that works on embeddings, such as 'linear' or 'wann'")
-    if X.ndim == 3: raise NoisynbError(f'X has shape {X.shape}; grey images have a channel, too: give X[..., None]')
+    if X.ndim == 3: raise NoisynbError(f'X has shape {X.shape}; ' + ('that is one image: give X[None]' if not reset and X.shape == tuple(estimator.image_shape_) else 'grey images have a channel, too: give X[..., None]'))
     if X.ndim != 4: raise NoisynbError(f'X has shape {X.shape}; {name} trains networks on images (n, h, w, c)')
     if X.shape[3] not in (1, 3):
         raise NoisynbError(f'X has shape {X.shape}; ' + ('channels come last: give np.moveaxis(X, 1, 3)' if X.shape[1] in (1, 3) else 'images have 1 or 3 channels, which come last'))
@@ -38,15 +38,7 @@ def check_images(
     return X
 
 # %% ../../nbs/21_methods.images.ipynb #364af82e
-_limits = dict(epochs=(1, None), batch_size=(1, None), threads=(1, None), learning_rate=(0., math.inf), weight_decay=(0., math.inf), momentum=(0., 1.), time_budget=(0., math.inf))
-
-def _check_number(name, value):
-    "An error if an option is no number, or out of its limits"
-    low, high = _limits[name]
-    whole, above = high is None, name in ('learning_rate', 'time_budget')
-    kind = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value < (high or math.inf) or above and value == 0:
-        raise NoisynbError(f'{name} is {value!r}; give a {"whole " if whole else ""}number {"above 0" if above else f"from {low:g}"}' + ' and below 1'*(high == 1))
+_limits = dict.fromkeys(('epochs', 'batch_size', 'threads'), dict(low=1, whole=True)) | dict(learning_rate=dict(above=True), weight_decay={}, momentum=dict(high=.9999), time_budget=dict(above=True))
 
 # %% ../../nbs/21_methods.images.ipynb #8a59a36c
 class Recipes:
@@ -69,6 +61,12 @@ class Recipes:
             options |= more | (dict(warmup=warmup) if options['warmup'] >= 1 else {})
         return dict(recipe=recipe) | options | {k: getattr(self, k) for k in options if getattr(self, k) is not None}
 
+    def _schedule(self, **defaults):
+        asked, known = self.schedule_options or {}, [f.name for f in fields(Schedule)][2:]
+        for k in asked:
+            if k not in known: raise unknown('key of schedule_options', k, known)
+        return Schedule(self.learning_rate, self.schedule, **defaults | asked)
+
 class Workshop:
     "What makes networks and judges labels, for `ImageMethod`"
     @property
@@ -87,6 +85,12 @@ class Workshop:
     def _generator(self, name): return torch_generator(self.random_state, name, self._device)
 
     def _schedule(self): return Schedule(self.learning_rate, self.schedule)
+
+    def _warming(self, epoch, rate):
+        "Whether this is an epoch of the warm-up; once that is over it stays so, whatever a time budget makes of the number of epochs"
+        s, w = self._state, self.warmup
+        if s.start is None and epoch >= max(round(w*rate.epochs) if w < 1 else w, w > 0): s.start = epoch
+        return s.start is None
 
     def _proba(self, network, rows=None):
         "Chances (n, n_classes) of training images as they are, float32, on the device"
@@ -107,7 +111,7 @@ class Workshop:
 
     def _check_options(self):
         for name in _limits:
-            if name != 'time_budget' or self.time_budget is not None: _check_number(name, getattr(self, name))
+            if name != 'time_budget' or self.time_budget is not None: check_number(getattr(self, name), name, **_limits[name])
         if self.schedule not in schedules: raise unknown('schedule', self.schedule, schedules)
         if not isinstance(self.flip, (bool, np.bool_)) and self.flip != 'auto': raise NoisynbError(f"flip is {self.flip!r}; give True, False or 'auto'")
         for name in ('resize', 'crop'):

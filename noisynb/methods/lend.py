@@ -14,9 +14,9 @@ import torch
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
-from ..core import NoisynbError, unknown
+from ..core import NoisynbError, check_number, unknown, whole_number
 from ..dilution import affinity, centred, couplings, dilute, dilute_set, factor, metrics, sparse_factor, suited_k
-from .base import NoisyLabelClassifier, check_embeddings, check_labels
+from .base import NoisyLabelClassifier, check_embeddings, check_training
 from .images import ImageMethod
 from ..neighbors import NeighborGraph
 from ..networks import Trunk
@@ -176,21 +176,20 @@ class LEND(_Graphs, ImageMethod):
     def _check(self):
         for name, known in dict(metric=metrics, coupling=couplings, history=['input', 'output', 'none'], weighting=weightings, graph=graphs).items():
             if getattr(self, name) not in known: raise unknown(name, getattr(self, name), known)
-        ranges = dict.fromkeys(('gamma', 'steps', 'sharpen', 'bank', 'warmup', 'history_start'), (0, math.inf)) | dict(k=(1, math.inf), propagation=(0, .9999), beta=(0, 1))
-        for name, (low, high) in ranges.items():
-            v = getattr(self, name)
-            if not (name == 'k' and v == 'auto') and not (isinstance(v, (int, float)) and low <= v <= high): raise NoisynbError(f'{name} is {v!r}; give a number from {low} to {high}')
+        for name, high in dict.fromkeys(('gamma', 'sharpen', 'warmup'), math.inf).items() | dict(propagation=.9999, beta=1).items(): check_number(getattr(self, name), name, high=high)
+        for name in 'steps', 'bank', 'history_start': check_number(getattr(self, name), name, whole=True)
+        if self.k != 'auto': whole_number(self.k, 'k')
         if self.graph == 'bank' and not self.bank: raise NoisynbError("graph='bank' and bank is 0; give the number of rows, such as bank=1024")
 
     def _build(self):
         s, n, network = self._state, len(self._codes), self._network('A')
-        s.networks, s.optimisers, s.generators = [network], [self._optimiser(network)], [self._generator('order')]
+        s.start, s.networks, s.optimisers, s.generators = None, [network], [self._optimiser(network)], [self._generator('order')]
         s.table = torch.zeros(n, len(self.classes_), device=self._codes.device)
         s.bank, s.bank_rows = torch.zeros(0, network.head.in_features, device=s.table.device), self._codes[:0].clone()
 
     def _epoch(self, epoch, rate):
         s, g = self._state, self._state.generators[0]
-        warm = epoch < (max(round(self.warmup*rate.epochs), self.warmup > 0) if self.warmup < 1 else self.warmup)
+        warm = self._warming(epoch, rate)
         if self.graph == 'set' and not warm: self._of_set(epoch)
         network, total, counted = s.networks[0].train(), 0., 0.
         order = stratified_batches(self._codes, self.batch_size, g) if self.stratified else batches(len(self._codes), self.batch_size, g)
@@ -240,10 +239,9 @@ class LENDGraph(NoisyLabelClassifier):
         graph=None, # NeighborGraph of the rows, scaled the same way, if there is one
     ):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
-        X = check_embeddings(self, X, reset=True)
-        self.classes_, codes = check_labels(y, len(X))
-        n, C = len(X), len(self.classes_)
         self._check()
+        X, self.classes_, codes = check_training(self, X, y)
+        n, C = len(X), len(self.classes_)
         self.mean_, self.std_ = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
         self.std_ = np.where(self.std_ > 1e-12*abs(self.mean_), self.std_, 1.) # a constant keeps its scale
         Z = ((X - self.mean_)/self.std_).astype(X.dtype)
@@ -259,9 +257,8 @@ class LENDGraph(NoisyLabelClassifier):
 
     def _check(self):
         if self.coupling not in couplings: raise unknown('coupling', self.coupling, couplings)
-        if not isinstance(self.k, (int, np.integer)) or self.k < 1: raise NoisynbError(f'k is {self.k!r}; give an integer of 1 or more')
-        if not 0 <= self.propagation < 1: raise NoisynbError(f'propagation is {self.propagation!r}; give a share from 0 and below 1')
-        if not self.C > 0: raise NoisynbError(f'C is {self.C!r}; give a number above 0')
+        for name, limits in dict(k=dict(low=1, whole=True), gamma={}, propagation=dict(high=.9999), C=dict(above=True)).items(): check_number(getattr(self, name), name, **limits)
+        if self.steps is not None: whole_number(self.steps, 'steps')
 
     def _learn(self, Z, codes, q):
         "Judge the given labels by diluted ones, and learn from these"

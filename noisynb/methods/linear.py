@@ -13,8 +13,8 @@ from itertools import count, islice
 import numpy as np
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, generator, live_table, pick_device, processor_threads, unknown
-from .base import NoisyLabelClassifier, check_embeddings, check_labels
+from ..core import NoisynbError, check_number, generator, live_table, pick_device, processor_threads, unknown, whole_number
+from .base import NoisyLabelClassifier, check_embeddings, check_training
 from ..quality import Correction
 
 # %% ../../nbs/22_methods.linear.ipynb #1145807f
@@ -175,13 +175,6 @@ recipes = dict(
     published=dict(learning_rate=1e-4, batch_size=128, epochs=100, patience=5, stop_by='accuracy', steps=1),
 )
 
-# %% ../../nbs/22_methods.linear.ipynb #48fe4651
-def _number(name, value, whole=True):
-    kind = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise NoisynbError(f'{name} is {value!r}; give {"an integer of 1 or more" if whole else "a number above 0"}')
-    return value
-
 # %% ../../nbs/22_methods.linear.ipynb #85bada6e
 class LinearProbe(NoisyLabelClassifier):
     "Softmax regression on standardised embeddings, with any loss, stopped by given labels; label quality by cross-fitting"
@@ -209,8 +202,7 @@ class LinearProbe(NoisyLabelClassifier):
     def fit(self, X, y):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
         start, options = time.perf_counter(), self._options()
-        X = check_embeddings(self, X, reset=True)
-        self.classes_, codes = check_labels(y, len(X))
+        X, self.classes_, codes = check_training(self, X, y)
         try: return self._learn(X, codes, start, options)
         except BaseException: # half a fit is no fit: also after Ctrl-C
             for name in self._fitted(): delattr(self, name)
@@ -221,10 +213,11 @@ class LinearProbe(NoisyLabelClassifier):
         if self.recipe not in recipes: raise unknown('recipe', self.recipe, recipes)
         options = {k: getattr(self, k) if getattr(self, k) is not None else v for k, v in recipes[self.recipe].items()}
         for name, value in options.items():
-            if name != 'stop_by': _number(name, value, whole=name != 'learning_rate')
+            if name == 'learning_rate': check_number(value, name, above=True)
+            elif name != 'stop_by': whole_number(value, name)
         if options['stop_by'] not in ('loss', 'accuracy'): raise unknown('criterion', options['stop_by'], ['loss', 'accuracy'])
-        if self.time_budget is not None: _number('time_budget', self.time_budget, whole=False)
-        if _number('cross_fit', self.cross_fit) < 2: raise NoisynbError(f'cross_fit is {self.cross_fit!r}; give 2 parts or more')
+        if self.time_budget is not None: check_number(self.time_budget, 'time_budget', above=True)
+        check_number(self.cross_fit, 'cross_fit', 2, whole=True)
         return options
 
     def _learn(self, X, codes, start, options):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ..augment import fmix, mixup
-from ..core import NoisynbError, unknown
+from ..core import NoisynbError, check_number, unknown, whole_number
 from .images import ImageMethod, Recipes
 from ..selection import agreement, class_quotas, matched_confidence, min_max, small_loss, two_component
 from ..training import Schedule, autocast, batches, evaluate, set_rate
@@ -295,17 +295,16 @@ class ProMix(Recipes, _Scanned, _Stepped, ImageMethod):
         if self.heads not in (1, 2): raise NoisynbError(f'heads is {self.heads!r}; give 1 or 2')
         for k, known in ('quotas', ('equal', 'size')), ('guesses', ('own', 'both')):
             if getattr(self, k) not in known: raise unknown(k, getattr(self, k), known)
-        free, share = math.inf, ('rho', 'rho_end', 'cap', 'memory')
+        share = 'rho', 'rho_end', 'cap', 'memory'
         for k in ('warmup', 'agree', 'ramp', 'beta_ramp', 'beta', 'beta_after_ramp', 'alpha_o', 'alpha_p', 'tau', 'tau_agree', *share):
             v = getattr(self, k)
             if v is None and k in ('rho_end', 'tau_agree') or v == 'auto' and k in ('rho', 'memory') or v in ('seen', 'median') and k == 'rho': continue
-            if not isinstance(v, (int, float)) or not 0 <= v <= (1 if k in share else free): raise NoisynbError(f'{k} is {v!r}; give a number from 0' + ' to 1'*(k in share))
-        for k in 'temperature', 'alpha', 'scan_every':
-            v = getattr(self, k)
-            if not isinstance(v, (int, float)) or not v > 0 or k == 'scan_every' and v != int(v): raise NoisynbError(f'{k} is {v!r}; give a {"whole " if k == "scan_every" else ""}number above 0')
+            check_number(v, k, high=1 if k in share else math.inf)
+        for k in 'temperature', 'alpha': check_number(getattr(self, k), k, above=True)
+        whole_number(self.scan_every, 'scan_every')
         if self.warmup >= 1 and self.epochs and self.epochs <= self.warmup: raise NoisynbError(f'{self.epochs} epochs, of which {self.warmup} are warm-up; take more epochs, or a share such as warmup=0.15')
 
-    def _schedule(self): return Schedule(self.learning_rate, self.schedule, **dict(final=self.learning_rate/1000) | (self.schedule_options or {}))
+    def _schedule(self): return super()._schedule(final=self.learning_rate/1000)
 
     @contextmanager
     def _machine(self): # the numbers of chosen images change all the time, and cuDNN would try its ways for each
@@ -326,12 +325,12 @@ class ProMix(Recipes, _Scanned, _Stepped, ImageMethod):
         s.base = torch.zeros(2, n, dtype=torch.bool, device=self._codes.device)
         s.stages = torch.full((2, n), -1, dtype=torch.int8, device=self._codes.device)
         s.targets = self._codes.repeat(2, 1)
-        s.scanned, s.rho, s.clean = None, None, 0.
+        s.start, s.scanned, s.rho, s.clean = None, None, None, 0.
 
     def _epoch(self, epoch, rate):
         s, n, total = self._state, len(self._codes), rate.epochs
         count = lambda v: round(v*total) if v < 1 else v
-        if epoch < max(count(self.warmup), self.warmup > 0): return dict(kind='warm-up') | self._warm(rate)
+        if self._warming(epoch, rate): return dict(kind='warm-up') | self._warm(rate)
         w = ramp(epoch, count(self.ramp))
         if s.scanned is None or epoch >= s.scanned + self.scan_every:
             self._scan(w)

@@ -11,7 +11,8 @@ from . import dividemix
 from .dividemix import DivideMix
 
 # %% ../../nbs/26_methods.smr.ipynb #47a10616
-_smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=every) for (name, recipe), every in zip(dividemix.recipes.items(), (30, .1, .2, .2, 10, 15))}
+_every = dict(published=30, fast=.1, small=.2, medium=.2, clothing1m=10, webvision50=15)
+_smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=_every[name]) for name, recipe in dividemix.recipes.items()}
 recipes = _smr | dict(
     published=_smr['published'] | dict(batch_size=128),
     webvision50=_smr['webvision50'] | dict(epochs=120, schedule_options=dict(at=(1/3, 2/3))),
@@ -22,3 +23,7 @@ recipes = _smr | dict(
 class SMR(DivideMix):
     "DivideMix with a mixup warm-up and epochs of recalibration"
     recipes = recipes
+
+    def _of_setting(self, *row):
+        warmup, found = super()._of_setting(*row)
+        return warmup, {k: v for k, v in found.items() if k != 'warmup_loss'} # mixup in any case

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, Table, unknown
+from ..core import NoisynbError, Table, unknown, whole_number
 from .base import NoisyLabelClassifier, check_embeddings, check_labels, check_training
 from ..neighbors import NeighborGraph
 from ..quality import LabelQuality, local_weights, restore, state
@@ -110,13 +110,9 @@ class FilteredLDA(TransformerMixin, BaseEstimator):
         return (check_embeddings(self, X, reset=False) - self.mean_) @ self.components_
 
 # %% ../../nbs/21_methods.wann.ipynb #77e2c51a
-def _count(name, k):
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1: raise NoisynbError(f'{name} is {k!r}; give an integer of 1 or more')
-    return int(k)
-
 def _clamp(k_min, k_max, n, small='clamp'):
     "k_min and k_max as integers that fit n rows"
-    _count('k_min', k_min), _count('k_max', k_max)
+    whole_number(k_min, 'k_min'), whole_number(k_max, 'k_max')
     if k_max < k_min: raise NoisynbError(f'k_max is {k_max}, below k_min {k_min}; give k_max >= k_min')
     if k_max <= n - 1: return int(k_min), int(k_max)
     if small == 'raise': raise NoisynbError(f"k_max is {k_max}, but an example has only {n-1} others; lower it, or use small='clamp'")
@@ -128,12 +124,12 @@ def _lda(X, codes, n_components=None):
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     lda = LinearDiscriminantAnalysis().fit(X, codes)
     most = min(len(lda.classes_) - 1, X.shape[1])
-    return lda.xbar_.astype(X.dtype), lda.scalings_[:, :most if n_components is None else _count('n_components', n_components)].astype(X.dtype)
+    return lda.xbar_.astype(X.dtype), lda.scalings_[:, :most if n_components is None else whole_number(n_components, 'n_components')].astype(X.dtype)
 
 def _pca(X, n_components=200):
     "Mean (d,) and projection (d, n_components) of principal component analysis"
     from sklearn.decomposition import PCA
-    pca = PCA(min(200 if n_components is None else _count('n_components', n_components), *X.shape), random_state=4524234).fit(X)
+    pca = PCA(min(200 if n_components is None else whole_number(n_components, 'n_components'), *X.shape), random_state=4524234).fit(X)
     return pca.mean_, pca.components_.T
 
 # %% ../../nbs/21_methods.wann.ipynb #903bcb34
@@ -378,7 +374,7 @@ class KNN(_Explain, _Edit):
     ):
         self.k, self.metric, self.standardize, self.reduce, self.n_components, self.small, self.engine, self.device = k, metric, standardize, reduce, n_components, small, engine, device
 
-    def _sizes(self, n): self._k_min, self._k_max = _clamp(_count('k', self.k), self.k, n, self.small)
+    def _sizes(self, n): self._k_min, self._k_max = _clamp(whole_number(self.k, 'k'), self.k, n, self.small)
 
     def _learn(self):
         near = self._others()

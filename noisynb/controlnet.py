@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .core import NoisynbError, hardware, load_torchvision, pick_device, require, torch_generator, unknown
+from .core import NoisynbError, check_number, hardware, load_torchvision, pick_device, require, torch_generator, unknown
 from .echomod import EchoMod
 
 # %% ../nbs/19_controlnet.ipynb #0d40708f
@@ -239,7 +239,8 @@ class ControlNet(EchoMod):
     def fit(self, images, given, n_classes, classes=None, trust=None):
         "Load the weights and encode the prompts; images, given labels and `trust` teach this form nothing"
         if self.size < 8 or self.size % 8: raise NoisynbError(f'size is {self.size}; give a multiple of 8, such as 256')
-        if not 0 <= self.strength <= 1: raise NoisynbError(f'strength is {self.strength}; give a number from 0 to 1')
+        check_number(self.strength, 'strength', high=1)
+        if self.scheduler is not None and self.scheduler not in (kinds := ('lcm', 'ddim', 'unipc')): raise unknown('scheduler', self.scheduler, kinds)
         if self.steps is not None and self.steps < 1: raise NoisynbError(f'steps is {self.steps}; give 1 or more')
         if np.shape(images)[-1] not in (1, 3): raise NoisynbError(f'the images have {np.shape(images)[-1]} channels; give grey or RGB images: images[..., :3] drops an alpha channel')
         self.prompts_ = prompts(classes, self.prompt)

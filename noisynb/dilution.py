@@ -8,7 +8,7 @@ __all__ = ['metrics', 'couplings', 'affinity', 'factor', 'dilute', 'centred', 's
 # %% ../nbs/18_dilution.ipynb #4febdabd
 import numpy as np
 import torch
-from .core import unknown
+from .core import check_number, unknown
 
 # %% ../nbs/18_dilution.ipynb #c18425e9
 metrics = dict(euclidean='length of the difference', inner='inner product', cosine='inner product of rows of length one')
@@ -54,6 +54,7 @@ def dilute(
 ): # (b, n_classes)
     "Diluted labels, up to a factor for each row"
     if steps is None:
+        check_number(c, 'c', high=.99999)
         lower, _ = torch.linalg.cholesky_ex(torch.eye(len(S), dtype=S.dtype, device=S.device) - c*S)
         return torch.cholesky_solve(Z0.to(S.dtype), lower)
     Z0 = Z0.to(S.dtype)
@@ -111,6 +112,7 @@ def dilute_set(
         Z = Z0
         for _ in range(steps): Z = spread(Z) + (1 - c)*(Z0 if anchor else Z)
         return Z if anchor else np.where(B.sum(1)[:, None] == 0, Z0, Z)
+    check_number(c, 'c', high=.99999)
     Z, r = Z0.copy(), spread(Z0) # of every class on its own, as the start is that of every class
     p, size = r.copy(), (r*r).sum(0)
     goal = tolerance**2*np.maximum((Z0*Z0).sum(0), 1e-300)

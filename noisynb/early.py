@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .core import NoisynbError, pick_device, processor_threads, torch_generator
+from .core import NoisynbError, check_number, pick_device, processor_threads, torch_generator, whole_number
 from .losses import make_loss
 from .neighbors import NeighborGraph
-from .networks import default_network, make_network
+from .networks import Trunk, default_network, make_network
 from .selection import class_quotas, fit_mixture, small_loss
-from .training import Schedule, autocast, batches, image_set, one_pass, sgd
+from .training import Schedule, evaluate, image_set, layer_chance, one_pass, sgd
 
 # %% ../nbs/17_early.ipynb #268ec981
 def check_set(
@@ -53,6 +53,9 @@ class EarlyNetwork:
     ):
         "Train on all labels as they are; returns self"
         given, device = check_set(images, given, n_classes, 'given'), pick_device(self.device)
+        for name in 'epochs', 'batch_size': whole_number(getattr(self, name), name)
+        check_number(self.learning_rate, 'learning_rate', above=True)
+        if self.flip not in (True, False, 'auto'): raise NoisynbError(f"flip is {self.flip!r}; give True, False or 'auto'")
         channels, side = images.shape[3], min(images.shape[1:3])
         with processor_threads(self.threads):
             set = image_set(images, device, flip=channels == 3 if self.flip == 'auto' else self.flip)
@@ -62,19 +65,16 @@ class EarlyNetwork:
             optimiser, chance = sgd(self.network_, self.learning_rate), torch_generator(self.random_state, 'early network', device)
             codes, schedule = torch.from_numpy(given).to(device), Schedule(self.learning_rate, 'triangle', warmup=.25)
             for epoch in range(self.epochs):
-                one_pass(self.network_, optimiser, set, codes, make_loss('ce', n_classes), self.batch_size, chance, lambda share: schedule((epoch + share)/self.epochs))
+                with layer_chance(self.random_state, f'early network, epoch {epoch}', device): one_pass(self.network_, optimiser, set, codes, make_loss('ce', n_classes), self.batch_size, chance, lambda share: schedule((epoch + share)/self.epochs))
         return self
 
     @torch.no_grad()
     def _see(self, images):
         "Features (n, d) and logits (n, n_classes), float32 arrays"
-        device, network, found = pick_device(self.device), self.network_.eval(), []
+        if not hasattr(self, 'network_'): raise NoisynbError('this EarlyNetwork is not fitted; call fit(images, given, n_classes) first')
         with processor_threads(self.threads):
-            set = image_set(images, device, statistics=self.statistics_)
-            for b in set.follow(batches(len(set), 512)):
-                with autocast(device): features = network.features(set.plain(b))
-                found.append((features.float().cpu().numpy(), network.head(features.float()).cpu().numpy()))
-        return [np.concatenate(parts) for parts in zip(*found)]
+            features = evaluate(Trunk(self.network_), image_set(images, pick_device(self.device), statistics=self.statistics_))
+            return features.cpu().numpy(), self.network_.head(features).cpu().numpy()
 
     def features(self, images): return self._see(images)[0] # (n, d) float32
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .core import NoisynbError, fingerprint, pick_device, processor_threads, torch_generator, track, unknown
+from .core import NoisynbError, check_number, fingerprint, pick_device, processor_threads, torch_generator, track, unknown, whole_number
 from .diffusion import UNet, signal_shares, travel
 from .early import EarlyNetwork, believe, check_set, cosine, neighbour_trust, separation
 from .networks import EMA
@@ -28,9 +28,7 @@ class EchoMod(ABC):
     random_state: int = 0 # of everything random
     device: str = 'auto' # 'auto', 'cpu' or 'cuda'
     threads: int = 1 # of the processor; their number decides the last bits
-    verbose: bool = True # show progress
-    checkpoint: str | None = None # file for the trained weights, to go on from and to load them from
-    free = 'device', 'verbose', 'checkpoint' # fields that change no echo
+    free = ('device',) # fields that change no echo
 
     def fit(self,
         images, # (n, h, w, c) uint8, or files
@@ -46,9 +44,9 @@ class EchoMod(ABC):
         if trust is not None and np.shape(trust) != given.shape: raise NoisynbError(f'trust has shape {np.shape(trust)} for {len(given):,} images; give one number for each')
         self.n_classes_, self.shape_ = int(n_classes), tuple(map(int, images.shape[1:]))
         self.classes_ = tuple(map(str, range(n_classes) if classes is None else classes))
-        self.data_ = fingerprint(images, given, *[] if trust is None else [np.asarray(trust)])
-        self._mark = None
-        with processor_threads(self.threads): self._fit(images, given, None if trust is None else np.asarray(trust))
+        trust, self._mark = None if trust is None else np.asarray(trust), None
+        self.data_ = self._seen(images, given, trust)
+        with processor_threads(self.threads): self._fit(images, given, trust)
         return self
 
     def edit(self,
@@ -57,11 +55,14 @@ class EchoMod(ABC):
         rows, # (m,) numbers of the rows, each the seed of its own chance
     )->np.ndarray: # (m, h, w, c) uint8
         "The echo of each image; on a CPU the same bits whatever else is in the batch"
-        if not hasattr(self, 'data_'): raise NoisynbError(f'this {type(self).__name__} is not fitted; call fit(images, given, n_classes) first')
+        self._fitted()
         labels, rows = check_set(images, labels, self.n_classes_, 'labels'), np.asarray(rows)
         if rows.shape != labels.shape or rows.dtype.kind not in 'iu': raise NoisynbError(f'rows are {rows.dtype} of shape {rows.shape} for {len(labels):,} images; give the row number of each')
         if tuple(images.shape[1:]) != self.shape_: raise NoisynbError(f'images have shape {images.shape[1:]}, and this {type(self).__name__} was fitted on {self.shape_}; bring them to that size')
         with processor_threads(self.threads): return self._edit(np.asarray(images), labels, rows) if len(labels) else np.empty((0, *self.shape_), np.uint8)
+
+    def _fitted(self):
+        if not hasattr(self, 'data_'): raise NoisynbError(f'this {type(self).__name__} is not fitted; call fit(images, given, n_classes) first')
 
     @property
     def fingerprint(self)->str:
@@ -71,6 +72,7 @@ class EchoMod(ABC):
             self._mark = fingerprint(type(self).__name__, repr(options), torch.device(pick_device(self.device)).type, self.data_, repr(self.classes_), *self._state())
         return self._mark
 
+    def _seen(self, images, given, trust): return fingerprint(repr(self.shape_)) # a mark of what it learns from; here nothing but the size
     def _fit(self, images, given, trust): "Learn; `trust` is None or an array"
     @abstractmethod
     def _edit(self, images, labels, rows): "The echoes of checked images"
@@ -109,6 +111,8 @@ class _Trained(EchoMod):
     "The options and the training of `Diffusion`"
     widths: str | tuple = 'auto' # channels at full size, half size, ...
     blocks: int | None = None # at each size; None for what suits the images
+    verbose: bool = True # show progress
+    checkpoint: str | None = None # file for the trained weights, to go on from and to load them from
     epochs: int = 20 # at most; more, and it memorises wrong labels
     time_budget: float | None = None # minutes of training; None for as long as it takes
     batch_size: int = 128
@@ -121,15 +125,17 @@ class _Trained(EchoMod):
     strength: float = .9 # how far an image is dissolved, from 0 (not at all) to 1
     guidance: float = 6. # how hard an echo is pulled toward its label
     steps: int = 8 # up, and down again
-    free = *EchoMod.free, 'time_budget'
+    free = *EchoMod.free, 'verbose', 'checkpoint', 'time_budget'
 
     def _check(self):
         "Refuse options that make no sense"
         if self.start not in ('inversion', 'noise'): raise unknown('start', self.start, ('inversion', 'noise'))
-        for names, low, high in ('strength null_share boot ema', 0, 1), ('guidance', 0, math.inf), ('steps epochs batch_size', 1, math.inf):
-            for name in names.split():
-                value = getattr(self, name)
-                if not low <= value <= high: raise NoisynbError(f'{name} is {value!r}; give a number ' + (f'from {low} to {high}' if high == 1 else f'of {low} or more'))
+        if self.flip not in (True, False, 'auto'): raise NoisynbError(f"flip is {self.flip!r}; give True, False or 'auto'")
+        for name in 'strength', 'null_share', 'boot', 'ema': check_number(getattr(self, name), name, high=1)
+        for name in 'steps', 'epochs', 'batch_size': whole_number(getattr(self, name), name)
+        check_number(self.guidance, 'guidance'), check_number(self.learning_rate, 'learning_rate', above=True)
+        if self.blocks is not None: whole_number(self.blocks, 'blocks')
+        if self.time_budget is not None: check_number(self.time_budget, 'time_budget', above=True)
         if self.widths != 'auto' and (not len(self.widths) or any(w % 8 or w < 8 for w in self.widths)): raise NoisynbError(f'widths are {self.widths!r}; give multiples of 8')
 
     @property
@@ -151,6 +157,8 @@ class _Trained(EchoMod):
         if trust is None: return np.ones(len(given), bool)
         return trust if trust.dtype == bool else believe(trust, given, self.n_classes_, self.boot or .5)
 
+    def _seen(self, images, given, trust): return fingerprint(images, given, *[] if trust is None else [trust])
+
     def _fit(self, images, given, trust):
         self._check()
         widths, blocks = self._sizes()
@@ -170,7 +178,7 @@ class _Trained(EchoMod):
         "Train, going on from the checkpoint if there is one; the history"
         c = self.shape_[2]
         set = image_set(images, self._place, statistics=((.5,)*c, (.5,)*c), flip=c == 3 if self.flip == 'auto' else self.flip, pad=0)
-        shares, codes = self._shares.to(self._place), torch.where(state.believed, codes, self.n_classes_)
+        shares = self._shares.to(self._place)
         steps = self.epochs*-(-len(set)//self.batch_size)
         schedule = Schedule(self.learning_rate, 'cosine', warmup=min(50/steps, .25))
         options = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in (*self.free, 'start', 'strength', 'guidance', 'steps')}
@@ -181,6 +189,7 @@ class _Trained(EchoMod):
         "Learn once from each image, at one random noise level"
         state.network.train()
         order, total, none = batches(len(set), self.batch_size, state.chance), 0., torch.tensor(self.n_classes_, device=self._place)
+        codes = torch.where(state.believed, codes, none) # those of the checkpoint, where there is one
         draw = dict(generator=state.chance, device=self._place)
         for i, b in enumerate(set.follow(order)):
             set_rate(state.optimiser, rate(i/len(order)))
@@ -224,6 +233,7 @@ class Diffusion(_Trained):
         images, # (m, h, w, c) uint8
     )->np.ndarray: # as images
         "What the inversion and the way back leave of the images, without labels"
+        self._fitted()
         none = np.full(len(images), self.n_classes_)
         return self.adjusted(start='inversion', guidance=1.)._edit(images, none, none)
 

@@ -57,9 +57,10 @@ def network_features(
     network, # from `make_network`, on the device
     statistics, # mean and standard deviation of each channel
     device='cpu',
+    size=None, # of the windows that it was trained on; None for whole images
 ): # function from images (m, h, w, c) uint8 to features (m, d) float32
     "What a network makes of images before it decides"
-    return lambda images: evaluate(Trunk(network), ImageSet(images, device, statistics)).cpu().numpy()
+    return lambda images: evaluate(Trunk(network), ImageSet(images, device, statistics, size=size)).cpu().numpy()
 
 def _in_batches(function, images, size=1024): return np.concatenate([function(np.asarray(images[i:i + size])) for i in range(0, len(images), size)])
 
@@ -70,7 +71,7 @@ class EchoSelect:
         features=None, # backbone by name, fitted image method, or function of images; None: `fit` is given features
         threshold='mixture', # one of `thresholds`
         per_class:bool=False, # a threshold for each given label
-        device:str='auto', # where backbones and networks run
+        device:str='auto', # where backbones run
     ): self.features, self.threshold, self.per_class, self.device = features, threshold, per_class, device
 
     def fit(self,
@@ -80,7 +81,12 @@ class EchoSelect:
     ):
         "Find `similarity_` (n,), `threshold_` (one, or one for each label of `classes_`) and `keep_` (n,) bool; returns self"
         if len(originals) != len(echoes): raise NoisynbError(f'{len(originals):,} originals and {len(echoes):,} echoes; give one echo for each, in the same order')
-        self.similarity_ = cosine(*self._rows(originals, echoes)).astype(np.float64)
+        if not len(originals): raise NoisynbError('there are no originals; give one or more')
+        found = [np.asarray(x) for x in self._rows(originals, echoes)]
+        if found[0].shape != found[1].shape or found[0].ndim != 2: raise NoisynbError(f'features have shapes {found[0].shape} and {found[1].shape}; give rows (n, d) of one length' + ', or features=, by which images are compared'*(found[0].ndim == 4))
+        for name, x in zip(('originals', 'echoes'), found):
+            if not (whole := np.isfinite(x).all(1)).all(): raise NoisynbError(f'the features of {name} hold NaN or infinity at row {whole.argmin()}; repair or remove it')
+        self.similarity_ = cosine(*found).astype(np.float64)
         if not self.per_class: self.threshold_ = cut(self.similarity_, self.threshold)
         elif y is None: raise NoisynbError('a threshold for each class needs the given labels: fit(originals, echoes, y)')
         else:
@@ -93,7 +99,8 @@ class EchoSelect:
         "Features of both"
         f = self.features
         if f is None: return originals, echoes
-        if hasattr(f, 'weights_'): f = network_features(f._trained()[0], tuple(map(tuple, f.statistics_.tolist())), f._device)
+        if hasattr(f, 'fit') and not hasattr(f, 'weights_') and not hasattr(f, 'transform'): raise NoisynbError(f'{type(f).__name__} is not fitted, or no method that trains a network; fit it first')
+        if hasattr(f, 'weights_'): f = network_features(f._trained()[0], tuple(map(tuple, f.statistics_.tolist())), f._device, f.architecture_.get('crop'))
         if callable(f) and not hasattr(f, 'transform'): return [_in_batches(f, images) for images in (originals, echoes)]
         kind, argument, _ = parse(f) if isinstance(f, str) else ('', '', {})
         if kind == 'pca': return pca(int(argument or 64), originals, echoes)[0] # the same components for both

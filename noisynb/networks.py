@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .core import NoisynbError, load_torchvision, require, torch_generator, unknown
+from .core import NoisynbError, load_torchvision, require, torch_generator, unknown, whole_number
 
 # %% ../nbs/13_networks.ipynb #ec50e1e4
 class Network(nn.Module, ABC):
@@ -185,8 +185,7 @@ def make_network(
     **options, # width (ResNets), widths (small-cnn), hidden and dropout (vgg19-bn), pretrained (timm)
 )->Network: # on the CPU, in training mode
     "A network with fresh weights: the same seed and purpose, the same weights"
-    for k, v in dict(n_classes=n_classes, in_channels=in_channels, size=size).items():
-        if v != int(v) or v < 1: raise NoisynbError(f'{k} is {v!r}; give a whole number of 1 or more')
+    for k, v in dict(n_classes=n_classes, in_channels=in_channels, size=size).items(): whole_number(v, k)
     model = name.removeprefix('timm:') if str(name).startswith('timm:') else None
     if not model and name not in _makers: raise unknown('network', name, networks)
     known = ['pretrained'] if model else list(inspect.signature(_makers[name]).parameters)[3:]

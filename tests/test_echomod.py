@@ -107,6 +107,19 @@ def test_early_network_learns_and_is_reproducible():
     assert (a.features(images) == b.features(images)).all() and a.features(images).shape == (len(images), 64)
     assert a.losses(images, codes) == pytest.approx(-np.log(a.proba(images)[rows, codes]), abs=1e-5)
 
+def test_layers_that_draw_leave_the_stream_of_others_alone():
+    "Dropout has a stream of its own, by the seed"
+    before = torch.random.get_rng_state()
+    big = np.zeros((4, 32, 32, 1), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]*60
+    fits = []
+    for outside in 1, 2:
+        torch.manual_seed(outside)
+        state = torch.random.get_rng_state()
+        fits.append(EarlyNetwork(1, network='vgg19-bn', network_options=dict(hidden=8), device='cpu').fit(big, np.arange(4) % 2, 2).features(big))
+        assert torch.equal(torch.random.get_rng_state(), state)
+    torch.random.set_rng_state(before)
+    assert (fits[0] == fits[1]).all()
+
 
 # the interface
 
@@ -129,13 +142,16 @@ def test_fit_refuses(wrong, why):
     with pytest.raises(NoisynbError, match=why): Identity().fit(**dict(images=images, given=codes, n_classes=2) | wrong)
 
 def test_edit_refuses(fitted):
-    with pytest.raises(NoisynbError, match='not fitted'): Identity().edit(images, codes, rows)
+    for call in (lambda: Identity().edit(images, codes, rows), lambda: Diffusion().reconstruct(images), lambda: EarlyNetwork().features(images)):
+        with pytest.raises(NoisynbError, match='not fitted'): call()
+    for wrong in dict(epochs=0), dict(epochs=2.5), dict(batch_size=0), dict(learning_rate=0), dict(flip='no'):
+        with pytest.raises(NoisynbError, match=next(iter(wrong))): EarlyNetwork(**wrong).fit(images, codes, 2)
     with pytest.raises(NoisynbError, match='codes from 0 to 1'): fitted.edit(images, codes + 2, rows)
     with pytest.raises(NoisynbError, match='row number'): fitted.edit(images, codes, rows[1:])
     with pytest.raises(NoisynbError, match='fitted on'): fitted.edit(images[:, :4], codes, rows)
     assert fitted.edit(images[:0], codes[:0], rows[:0]).shape == (0, 8, 8, 1)
 
-@pytest.mark.parametrize('option', [dict(strength=1.5), dict(guidance=-1), dict(steps=0), dict(start='sideways'), dict(widths=(7,)), dict(boot=2.), dict(epochs=0)], ids=str)
+@pytest.mark.parametrize('option', [dict(strength=1.5), dict(guidance=-1), dict(steps=0), dict(start='sideways'), dict(widths=(7,)), dict(boot=2.), dict(epochs=0), dict(epochs=2.5), dict(blocks=-1), dict(time_budget=-1), dict(flip='no'), dict(learning_rate=-1.)], ids=str)
 def test_options_that_make_no_sense(option):
     with pytest.raises(NoisynbError, match=next(iter(option))): small(**option).fit(images, codes, 2)
 
@@ -257,6 +273,25 @@ def test_a_time_budget_ends_training_for_good(tmp_path):
     options = dict(epochs=10**6, time_budget=.002, checkpoint=str(tmp_path/'echo.pt'))
     a, b = (small(**options).fit(images, codes, 2) for _ in range(2))
     assert 0 < len(a.history_) == len(b.history_) and a.fingerprint == b.fingerprint
+
+
+def test_the_labels_believed_are_those_of_the_checkpoint(tmp_path, monkeypatch):
+    "though an early network that is trained again may believe others"
+    options, hidden, epoch = dict(epochs=2, null_share=0., checkpoint=str(tmp_path/'echo.pt')), [], Diffusion._epoch
+    def watched(self, state, *rest):
+        if len(hidden) == 1: hidden.append(None); raise KeyboardInterrupt   # in the second epoch of the first run
+        labels = []
+        hook = state.network.register_forward_pre_hook(lambda net, inputs: labels.extend(inputs[2].tolist()))
+        row = epoch(self, state, *rest)
+        hook.remove()
+        hidden.append(labels.count(2))
+        return row
+    monkeypatch.setattr(Diffusion, '_epoch', watched)
+    half = np.arange(len(codes)) % 2 == 0
+    monkeypatch.setattr(Diffusion, '_believed', lambda self, *rest: half if not hidden else np.zeros(len(codes), bool))
+    with pytest.raises(KeyboardInterrupt): small(**options).fit(images, codes, 2)
+    small(**options).fit(images, codes, 2)
+    assert hidden == [(~half).sum(), None, (~half).sum()]
 
 
 # the cache

@@ -6,6 +6,7 @@ from hypothesis import given, settings as hypothesis, strategies as st
 
 from noisynb.core import NoisynbError
 from noisynb.echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features, retained, thresholds
+from noisynb.methods import make
 from noisynb.methods.baselines import CrossEntropy
 
 few = hypothesis(max_examples=30, deadline=None)
@@ -60,13 +61,14 @@ def test_otsu_agrees_with_brute_force(seed):
 
 @few
 @given(seeds, st.sampled_from(['mixture', 'otsu', 'quantile:0.4']))
-def test_order_changes_nothing_and_higher_scores_are_kept(seed, threshold):
+def test_order_changes_nothing_and_features_are_cut_alike(seed, threshold):
     rng = np.random.default_rng(seed)
     s = np.where(rng.random(60) < .6, rng.normal(.9, .03, 60), rng.normal(.5, .15, 60)).clip(-1, 1)
     assert cut(rng.permutation(s), threshold) == pytest.approx(cut(s, threshold), abs=1e-9)
     kept = s > cut(s, threshold)
     assert kept.any() and (threshold == 'mixture' or not kept.all())
-    assert not kept.any() or kept.all() or s[kept].min() > s[~kept].max()
+    on_a_circle = np.c_[s, np.sqrt(1 - s**2)]   # rows whose cosine with (1, 0) is s
+    assert (EchoSelect(threshold=threshold).fit(on_a_circle, np.tile([1., 0.], (60, 1))).keep_ == kept).mean() > .98
 
 def test_two_heaps_are_told_apart():
     rng = np.random.default_rng(0)
@@ -116,6 +118,23 @@ def test_features_of_all_kinds(tmp_path):
     assert EchoSelect('pca:4').fit(X, X).similarity_ == pytest.approx(1, abs=1e-6) # the same components for both
     np.save(tmp_path/'echoes.npy', echoes)
     assert (EchoSelect(model).fit(X, np.load(tmp_path/'echoes.npy', mmap_mode='r')).similarity_ == found['network']).all()
+
+def test_networks_see_what_they_were_trained_on():
+    "Windows of the side of training, and all networks of a pair"
+    X, y = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 1), dtype=np.uint8), np.arange(24) % 3
+    options = dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=1, device='cpu', verbose=False)
+    model = CrossEntropy(crop=8, **options).fit(X, y)
+    edges = X.copy()
+    edges[:, [0, -1]] = 0
+    assert EchoSelect(model).fit(X, edges).similarity_ == pytest.approx(1, abs=1e-6)
+    pair = make('promix', batch_size=8, **options | dict(epochs=2)).fit(X, y)
+    assert EchoSelect(pair).fit(X, X[::-1]).similarity_.min() < .9999
+
+@pytest.mark.parametrize('features, originals, echoes, words', [(None, np.zeros((3, 4, 4, 1), np.uint8), np.zeros((3, 4, 4, 1), np.uint8), 'features='), (None, np.eye(3), np.ones((3, 2)), 'one length'),
+    (None, np.eye(3), np.array([[1., 0, 0], [np.nan, 1, 1], [0, 0, 1]]), 'echoes hold NaN or infinity at row 1'), (None, np.eye(3)[:0], np.eye(3)[:0], 'no originals'),
+    (CrossEntropy(), np.zeros((3, 4, 4, 1), np.uint8), np.zeros((3, 4, 4, 1), np.uint8), 'not fitted')])
+def test_what_cannot_be_compared(features, originals, echoes, words):
+    with pytest.raises(NoisynbError, match=words): EchoSelect(features).fit(originals, echoes)
 
 def test_numbers_have_to_agree():
     with pytest.raises(NoisynbError, match='3 originals and 2 echoes'): EchoSelect().fit(np.eye(3), np.eye(3)[:2])

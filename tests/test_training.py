@@ -365,6 +365,11 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     for _ in range(2): history = train(State(), lambda e, r: count.append(e) or dict(loss=1.), Schedule(1.), 3, checkpoint=tmp_path/'a.pt')
     assert count == [0, 1, 2] and len(history) == 3
 
+def test_a_finished_run_is_not_made_longer(tmp_path):
+    path, epoch = tmp_path/'a.pt', lambda e, rate: dict(loss=1.)
+    train(State(), epoch, Schedule(1.), 4, checkpoint=path)
+    with pytest.raises(NoisynbError, match='holds 4 epochs of a shorter run'): train(State(), epoch, Schedule(1.), 8, checkpoint=path)
+
 def test_writing_takes_no_more_than_a_tenth_of_the_time(clock, tmp_path, monkeypatch):
     written = []
     def write(path, content):

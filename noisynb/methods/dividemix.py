@@ -17,7 +17,7 @@ from ..core import NoisynbError, check_number, unknown
 from .images import ImageMethod, Recipes
 from ..networks import EMA
 from ..selection import min_max, recent_mean, split, two_component
-from ..training import Schedule, autocast, batches, evaluate, set_rate, sgd
+from ..training import autocast, batches, evaluate, set_rate, sgd
 
 # %% ../../nbs/25_methods.dividemix.ipynb #96d9f0e7
 def sharpen(

@@ -19,7 +19,7 @@ from ..losses import make_loss
 from .images import ImageMethod
 from ..neighbors import NeighborGraph
 from ..networks import Trunk
-from ..training import FileSet, ImageSet, Schedule, State, evaluate, one_pass, read_checkpoint, write_checkpoint
+from ..training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, write_checkpoint
 
 # %% ../../nbs/28_methods.echoalign.ipynb #7b67afac
 def group_weights(
@@ -131,7 +131,8 @@ class _Prepared:
         optimiser, chance, total = self._optimiser(network), self._generator(f'order of {name}'), 0.
         schedule, plain = Schedule(self.learning_rate), make_loss('ce', len(self.classes_))
         for e in range(epochs):
-            one_pass(network, optimiser, self._set, self._codes, plain, self.batch_size, chance, lambda share: schedule((e + share)/epochs), rows)
+            with layer_chance(self.random_state, f'layers, {name}, epoch {e}', self._device):
+                one_pass(network, optimiser, self._set, self._codes, plain, self.batch_size, chance, lambda share: schedule((e + share)/epochs), rows)
             if self.select == 'loss': total = total + self._losses(evaluate(network, self._set))/epochs
         return total
 
@@ -178,7 +179,7 @@ class _Prepared:
             s.score = np.exp(-early.losses.astype(np.float64))
             s.threshold = cut_by_class(s.score, codes, C, f'quantile:{1 - keep_share(self.noise_rate)}')
         else:
-            looks = network_features(early.network, self._set.statistics, self._device) if self.features == 'early' else self.features
+            looks = network_features(early.network, self._set.statistics, self._device, self._set.size) if self.features == 'early' else self.features
             found = EchoSelect(looks, self.threshold, self.per_class, self.device).fit(self._images, self._echoes, codes)
             s.score, s.threshold = found.similarity_, found.threshold_
         s.kept = s.score > (s.threshold[codes] if np.ndim(s.threshold) else s.threshold)
@@ -288,7 +289,7 @@ class EchoAlign(_Prepared, ImageMethod):
         if self._echoes is None or self.mode == 'select_only': self._pool, rows, weights = self._set, own, torch.ones(n)
         else:
             images, kind = ((np.concatenate, ImageSet) if isinstance(self._images, np.ndarray) else (lambda pair: _Both(*pair), FileSet))
-            self._pool = kind(images([self._images, self._echoes]), self._device, self._set.statistics, self._set.flip, self._set.pad)
+            self._pool = kind(images([self._images, self._echoes]), self._device, self._set.statistics, self._set.flip, None if self._set.size else self._set.pad, self._set.size)
             rows, weights = torch.cat([own, n + rest]), torch.ones(2*n)
             if self.mode == 'official': weights[:n], weights[n:] = group_weights(len(own), n, self.scale_weights)
         self._rows, self._own, self._weights = rows, own, weights.to(self._device)

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, check_number, fingerprint, pick_device, processor_threads, torch_generator, unknown
 from .base import NoisyLabelClassifier, check_labels
 from ..networks import default_network, make_network
-from ..training import Schedule, State, evaluate, image_set, schedules, sgd, train
+from ..training import Schedule, State, evaluate, image_set, layer_chance, schedules, sgd, train
 
 # %% ../../nbs/21_methods.images.ipynb #b43a42e1
 def check_images(
@@ -219,10 +219,7 @@ class ImageMethod(Workshop, NoisyLabelClassifier, ABC):
         self._finish()
 
     def _seeded_epoch(self, epoch, rate):
-        "`_epoch` with a stream of its own for layers that draw from PyTorch's global one, such as dropout; that one is left as it was"
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self._device.startswith('cuda') else []):
-            torch.manual_seed(torch_generator(self.random_state, f'layers, epoch {epoch}').initial_seed())
-            return self._epoch(epoch, rate)
+        with layer_chance(self.random_state, f'layers, epoch {epoch}', self._device): return self._epoch(epoch, rate)
 
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`: the mean of the networks"

@@ -13,7 +13,7 @@ from itertools import count, islice
 import numpy as np
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, check_number, generator, live_table, pick_device, processor_threads, unknown, whole_number
+from ..core import check_number, generator, live_table, pick_device, processor_threads, unknown, whole_number
 from .base import NoisyLabelClassifier, check_embeddings, check_training
 from ..quality import Correction
 

@@ -18,7 +18,7 @@ from ..augment import fmix, mixup
 from ..core import NoisynbError, check_number, unknown, whole_number
 from .images import ImageMethod, Recipes
 from ..selection import agreement, class_quotas, matched_confidence, min_max, small_loss, two_component
-from ..training import Schedule, autocast, batches, evaluate, set_rate
+from ..training import autocast, batches, evaluate, set_rate
 
 # %% ../../nbs/27_methods.promix.ipynb #32a6fae7
 def debias(
@@ -139,6 +139,8 @@ class Pair(nn.Module):
 
     @property
     def head(self): return self.networks[0].head
+
+    def features(self, x): return torch.cat([n.features(x) for n in self.networks], 1)
 
     def forward(self, x): return sum(n(x).float() for n in self.networks)/len(self.networks)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Subject', 'is_table', 'subject', 'scanned', 'readable', 'choose', 'announce', 'sized', 'look', 'twins', 'Record',
            'Audit', 'keep_out', 'check', 'judge', 'precision_among', 'command', 'audit', 'write_record',
-           'default_folder']
+           'default_folder', 'place_mark']
 
 # %% ../nbs/34_audit.ipynb #6212fa2a
 import csv, inspect, json, os, re, shlex, time, warnings
@@ -395,9 +395,15 @@ def default_folder(
     noise = ask.get('noise_type', 'none')
     noise = '' if noise == 'none' else f'-{noise}' + (f'-{ask["noise_rate"]:g}' if noise in generated else '')
     place = Path('reports/audit')/(re.sub(r'[^\w.-]+', '-', name + noise).strip('-.') or 'images')
-    try: other = json.loads((place/'audit.ipynb').read_text(encoding='utf-8'))['metadata']['papermill']['parameters']['path']
+    try:
+        there = json.loads((place/'audit.ipynb').read_text(encoding='utf-8'))['metadata']['papermill']
+        other = there['parameters']['path']
     except (OSError, ValueError, LookupError, TypeError): return place
-    if _same(other) != _same(ask['path']): raise NoisynbError(f'{place} holds the audit of {other}, which is not {ask["path"]}; choose another folder with -o')
+    if there.get('place', place_mark(other)) != place_mark(ask['path']): raise NoisynbError(f'{place} holds the audit of {other}, which is not {ask["path"]}; choose another folder with -o')
     return place
 
-def _same(data): return str(data) if str(data) in datasets else Path(str(data)).expanduser().resolve()
+def place_mark(
+    data, # a name, or the path of a file or folder
+)->str: # 16 hexadecimal digits
+    "A mark of what was audited that does not tell where it lies on this machine"
+    return fingerprint(str(data) if str(data) in datasets else str(Path(str(data)).expanduser().resolve()))

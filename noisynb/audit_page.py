@@ -11,6 +11,7 @@ import numpy as np
 from .audit import Audit, sized
 from .core import Table
 from .files import Files
+from .methods import method_class, methods
 from .plots import webp
 from .reports import Block, _facts, memory, method_name, percent, seconds, spelled
 
@@ -32,7 +33,7 @@ def title(found:Audit)->Block:
     r, name = found.record, spelled.get(found.subject.name, _shown(found.subject.name))
     head = f'{name}: {r["n_flagged"]:,} of {r["n_labels"]:,} labels are doubted'
     made = '' if r['noise_type'] == 'none' else f' The labels are those called “{r["noise_type"]}”; the right ones are known and were kept aside to measure with.' if r['noise_rate'] is None else f' Of these labels {percent(r["noise_rate_realised"])} were made wrong on purpose, to see how many are found.'
-    text = f'For each image, {method_name(r["method"])} compared the label with those of the images that look most like it. A doubted label is more likely wrong than right, as far as that can be told; a person should look at it.{made}'
+    text = f'{method_name(r["method"])} ({methods[r["method"]][1]}) judged the label of each image. A doubted label is more likely wrong than right, as far as that can be told; a person should look at it.{made}'
     return Block(f'<h1>{html.escape(head)}</h1><p class="lede">{html.escape(text)}</p>', f'{head}\n\n{text}')
 
 def headline(found:Audit)->Block:
@@ -52,13 +53,14 @@ def headline(found:Audit)->Block:
 def _seen(r):
     "What the method saw, and what to think of it"
     pixels = r['embedding'] == 'raw' or r['embedding'].startswith('pca')
+    if method_class(r['method']).input == 'images': return f'The method saw the images themselves; neighbours and twins were looked for among {r["embedding_how"]}.'
     return f'The method saw {r["embedding_how"]}.' + ' Pixels say little about photographs: with a trained network fewer labels would be doubted, and more of them rightly (see noisynb list backbones).'*pixels
 
 def how(found:Audit)->Block:
     "What was audited, and how"
     r = found.record
     rows = [('Audited', Block(_name(found.subject.name), found.subject.name))]
-    rows += [('The method saw', Block(f'{_name(r["embedding"])}: {html.escape(r["embedding_how"])}', f'{r["embedding"]}: {r["embedding_how"]}')), ('Chosen because', r['embedding_why'])]
+    rows += [('Neighbours among' if method_class(r['method']).input == 'images' else 'The method saw', Block(f'{_name(r["embedding"])}: {html.escape(r["embedding_how"])}', f'{r["embedding"]}: {r["embedding_how"]}')), ('Chosen because', r['embedding_why'])]
     rows += [('Method', method_name(r['method']) + ''.join(f', {k} {v}' for k, v in r['options'].items()))]
     rows += [('Doubted below a quality of', f'{found.threshold:.3g}'), ('Time, cached work not counted', ', '.join(f'{k} {seconds(v)}' for k, v in r['seconds'].items())), ('Peak memory', memory(r['peak_memory_mib']))]
     return _facts(*rows, *(('Note', n) for n in found.notes))

@@ -275,6 +275,8 @@ def _print(exporter, page, leads, folder, around) -> str:
     return re.sub(r'<th>', '<th scope="col">', text)
 
 # %% ../nbs/37_book.ipynb #c49bbbd6
+def _ours(page): return page.is_file() and '<meta name="generator" content="noisynb">' in page.read_text(encoding='utf-8', errors='replace')
+
 def book(
     out='_book', # a folder, made or made anew
     root='.', # of the project
@@ -282,7 +284,7 @@ def book(
     "Print all notebooks, the reference and the reports as a site; nothing is run and nothing is fetched"
     from nbformat.v4 import new_markdown_cell, new_notebook
     root, out, taken = Path(root), Path(out), set()
-    if out.exists() and not (out/'api.html').is_file() and any(out.iterdir()): raise NoisynbError(f'{out} is not empty and holds no book; choose another folder')
+    if out.exists() and any(out.iterdir()) and not _ours(out/'api.html'): raise NoisynbError(f'{out} is not empty and holds no book; choose another folder')
     rooms, names = chapters(root), reference(root)
     texts = [Page(f'{p.stem}.html', p.name, new_notebook(cells=[new_markdown_cell(p.read_text(encoding='utf-8'))]), 'Reference') for p in sorted(root.glob('*.md')) if p.stem != 'README']
     listed, pages = rooms + names[:1] + texts, rooms + names + texts

@@ -100,9 +100,11 @@ def _tidy(path, notebook, out):
     "Take out the paths of this machine, the clock of every cell, and what a table says a second time as plain text"
     import nbformat
     from papermill.translators import PythonTranslator
+    from noisynb.audit import place_mark
     from noisynb.experiment import portable
     nb, out = nbformat.read(path, 4), Path(out).resolve()
     given = nb.metadata.papermill.parameters
+    if given.get('path'): nb.metadata.papermill.place = place_mark(given.path)
     given.update({k: portable(given[k]) for k in ('dataset', 'embedding', 'path', 'out') if given.get(k)})
     if given.get('data_dir'): given.data_dir = '$NOISYNB_DATA'
     for cell in nb.cells:
@@ -146,6 +148,8 @@ def execute(
             _tidy(draft, notebook, out)
             names = [Path(page(draft)).name for page in pages or ()] + [out.name]*keep
             for name in names: os.replace(Path(aside)/name, out.parent/name)
+            for suffix in '.json', '.html', '.ipynb': # those of an earlier run that this one does not make
+                if out.with_suffix(suffix).name not in names: out.with_suffix(suffix).unlink(missing_ok=True)
         return [out.parent/name for name in names]
     except (PapermillExecutionError, DeadKernelError) as e: raise _stopped(notebook, e) from None
     except OSError as e:
@@ -277,8 +281,9 @@ def _compare(args):
     ask = {name: ast.literal_eval(p['default']) for name, p in known.items()} | asked
     from noisynb import compare
     settings = compare.select(**{k: v for k, v in ask.items() if k != 'data_dir'})
-    folders = {Path(p).parent for s in settings for p in s.paths}
-    out = Path(args.output or Path(os.path.commonpath(folders))/'compare.html')
+    folders = {Path(p).resolve().parent for s in settings for p in s.paths}
+    common, here = Path(os.path.commonpath(folders)), Path.cwd()
+    out = Path(args.output or (common.relative_to(here) if common.is_relative_to(here) else common)/'compare.html')
     if out.suffix != '.html': raise NoisynbError(f'the output is {str(out)!r}; give it a name that ends in .html')
     from noisynb.reports import write_page
     with tempfile.TemporaryDirectory() as aside:

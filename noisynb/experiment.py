@@ -14,10 +14,10 @@ from pathlib import Path
 from urllib.parse import unquote
 import numpy as np
 from filelock import FileLock
-from .core import NoisynbError, Result, atomic_write, cache_folder, fingerprint, hardware, peak_memory_mib, pick_device, provenance, threads, unknown
+from .core import NoisynbError, Result, atomic_write, cache_folder, check_number, fingerprint, hardware, peak_memory_mib, pick_device, provenance, threads, unknown, whole_number
 from .datasets import Dataset, available, datasets, load
 from .embeddings import Embedded, embed, parse
-from .extractors import backbones
+from .extractors import _file, backbones
 from .methods import make, method_class
 from .methods.base import NoisyLabelClassifier
 from .metrics import classification, correction, label_errors
@@ -32,18 +32,20 @@ def check(
     n_train=None, imbalance=None, epochs=None, time_budget=None, device='auto', options=None,
 ):
     "Raise `NoisynbError` for parameters of `run` that cannot run; reads no data"
-    if not _whole(seed) or seed < 0: raise NoisynbError(f'seed is {seed!r}; give a whole number from 0')
+    check_number(seed, 'seed', whole=True)
+    if epochs is not None: whole_number(epochs, 'epochs')
+    if time_budget is not None: check_number(time_budget, 'time_budget', above=True)
+    if not isinstance(embedding, (str, Path)): raise NoisynbError(f'embedding is {embedding!r}; give the name of a backbone, or a path')
     estimator(method, options, seed, epochs, time_budget, device)
     if not available(dataset, data_dir): load(dataset, data_dir)   # says which files are missing and where to put them
     kind = parse(embedding)[0]
+    if str(embedding).endswith('.npz'): _file(embedding, data_dir)
     if kind not in ('raw', 'pca', 'onnx', 'timm') and not str(embedding).endswith('.npz') and not Path(embedding).is_dir(): raise unknown('embedding', embedding, backbones)
     noises = ['none', *generated, *(datasets[dataset].human if dataset in datasets else ())]
     if noise_type not in noises: raise unknown(f'kind of noise for {dataset}', noise_type, noises)
     if noise_type in generated and not _between(noise_rate, 0, 1): raise NoisynbError(f'noise_rate is {noise_rate!r}; give the share of wrong labels, 0 to 1, such as 0.4')
     if imbalance is not None and not _between(imbalance, 1e-9, 1): raise NoisynbError(f'imbalance is {imbalance!r}; give smallest over largest class, above 0 and at most 1, or None')
-    if n_train is not None and not (_whole(n_train) and n_train > 1): raise NoisynbError(f'n_train is {n_train!r}; give the number of training images to keep, or None for all')
-
-def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+    if n_train is not None: check_number(n_train, 'n_train', 2, whole=True)
 
 def _between(x, low, high): return isinstance(x, (int, float)) and not isinstance(x, bool) and low <= x <= high
 
@@ -214,11 +216,9 @@ _noise = [('none', 0.), ('asymmetric', .2), ('asymmetric', .3), ('asymmetric', .
 _figures = [('knn', {'k': 50}, (.965, .956, .942, .899)), ('ann', {}, (.967, .955, .936, .874)), ('wann', {}, (.964, .958, .950, .907))]
 published = [dict(where=dict(_same, method=method, options=options, noise_type=kind, noise_rate=rate), accuracy=accuracy, source=_replication)
              for method, options, row in _figures for (kind, rate), accuracy in zip(_noise, row)]
-_papers = [('dividemix', 'cifar10', 'symmetric-included', .5, .946, 'Li et al. 2020, arXiv:2002.07394'), ('dividemix', 'cifar10', 'asymmetric', .4, .934, 'Li et al. 2020, arXiv:2002.07394'),
-          ('dividemix', 'cifar10n', 'worst', None, .9256, 'Wei et al. 2022, arXiv:2110.12088'),
-          *(('promix', 'cifar10n', kind, None, accuracy, 'Xiao et al. 2023, arXiv:2207.10276')
-            for kind, accuracy in (('aggre', .9765), ('random1', .9739), ('random2', .9755), ('random3', .9752), ('worst', .9634)))]
-published += [dict(where=dict(dataset=data, method=method, noise_type=kind, n_train=50_000) | ({} if rate is None else dict(noise_rate=rate)), accuracy=accuracy, source=source)
+_papers = [('dividemix', 'cifar10', 'symmetric-included', .5, .944, 'Li et al. 2020, arXiv:2002.07394, last epoch'), ('dividemix', 'cifar10', 'asymmetric', .4, .921, 'Li et al. 2020, arXiv:2002.07394, last epoch'),
+          ('dividemix', 'cifar10n', 'worst', None, .9256, 'Wei et al. 2022, arXiv:2110.12088')]
+published += [dict(where=dict(dataset=data, method=method, options={}, noise_type=kind, n_train=50_000) | ({} if rate is None else dict(noise_rate=rate)), accuracy=accuracy, source=source)
               for method, data, kind, rate, accuracy, source in _papers]
 
 def published_for(
@@ -227,6 +227,11 @@ def published_for(
     "The published figure for exactly this setting"
     for entry in published:
         if all(record.get(k) == v for k, v in entry['where'].items()): return entry['accuracy'], entry['source']
+    if record['method'] == 'promix' and not record['options'] and record['n_train'] == 50_000:
+        from noisynb.methods import promix
+        for p in promix.published:
+            if p['form'] == 'paper' and all(record.get(k) == p[k] for k in ('dataset', 'noise_type')) and p['noise_rate'] in (None, record['noise_rate']):
+                return p['last']/100, 'Xiao et al. 2023, arXiv:2207.10276'
     return None, None
 
 # %% ../nbs/30_experiment.ipynb #134d46e2
@@ -316,7 +321,7 @@ def _record(
         fit_seconds=seconds + (searched or 0), graph_seconds=searched, graph_cached=kept,
         predict_seconds=own['predict_seconds'], peak_memory_mib=memory, device=device, samples=own['samples'],
         learning_curve={'test_accuracy': [round(row['test_accuracy'], 5) for row in history]} if late and all('test_accuracy' in row for row in history) else {})
-    r['published_accuracy'], r['published_source'] = published_for(r)
+    r['published_accuracy'], r['published_source'] = published_for(r) if asked['epochs'] is None and asked['time_budget'] is None else (None, None)
     r['provenance'] = provenance(whole.fingerprint, command(asked), device)
     return r.check()
 

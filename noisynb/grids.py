@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from .core import NoisynbError, unknown
+from .core import NoisynbError, check_number, unknown
 
 # %% ../nbs/31_grids.ipynb #41d8b620
 @cache
@@ -23,6 +23,7 @@ def settings()->dict:
     return {k: p.default for k, p in inspect.signature(run).parameters.items()}
 
 share = dict(cpus=1, gpus=None, memory=1.5, minutes=None) # what a run asks of a machine: cores, graphics cards, GiB, and when to give it up
+_limits = dict(cpus=dict(low=1, whole=True), gpus={}, memory=dict(above=True), minutes=dict(above=True))
 
 # %% ../nbs/31_grids.ipynb #3e9c18d2
 def _combinations(
@@ -66,8 +67,10 @@ def configuration(
     p = {k: parameters.get(k, default) for k, default in settings().items() if k != 'data_dir'}
     if p['noise_type'] not in generated: p['noise_rate'] = None
     if method_class(p['method']).input == 'images': p['embedding'] = None
-    p |= {k: p[k] and portable(p[k]) for k in ('dataset', 'embedding')} | {k: p[k] and float(p[k]) for k in ('noise_rate', 'imbalance', 'time_budget')}
-    return p | dict(options=p['options'] or {})
+    if p['options'] is not None and not isinstance(p['options'], dict): raise NoisynbError(f'options is {p["options"]!r}; give a table of names and values')
+    for k in 'noise_rate', 'imbalance', 'time_budget':
+        if p[k] is not None: p[k] = float(check_number(p[k], k))
+    return p | {k: p[k] and portable(p[k]) for k in ('dataset', 'embedding')} | dict(options=p['options'] or {})
 
 def digest(
     parameters:dict, # of a run
@@ -206,9 +209,12 @@ def plan(
     jobs = [Job({k: r[k] for k in settings()}, {k: r[k] for k in share}, place(r, out), pages == 'all') for r in expand(grid)]
     for j in jobs:
         p, seed = j.parameters, j.parameters['seed']
-        if j.alike not in first:
-            try: check(**p)
-            except NoisynbError as e: raise NoisynbError(f'{j}: {e}') from None
+        try:
+            if j.alike not in first: check(**p)
+            check_number(seed, 'seed', whole=True)
+            for k, limits in _limits.items():
+                if j.share[k] is not None or k == 'cpus': check_number(j.share[k], k, **limits)
+        except NoisynbError as e: raise NoisynbError(f'{j}: {e}') from None
         first[j.alike] = min(first.get(j.alike, seed), seed)
         for k in 'dataset', 'embedding':
             if typed.setdefault(portable(p[k]), p[k]) != p[k]: raise NoisynbError(f'{p[k]} and {typed[portable(p[k])]} have the same name, so that their reports would be mixed up; rename one')

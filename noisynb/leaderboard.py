@@ -227,5 +227,8 @@ def leaderboard(
     folder = Path(folder)
     if not folder.is_dir(): raise NoisynbError(f'there is no folder {folder}; make a report first: noisynb run wann')
     tables = list(gather(folder).values())
+    if not tables: raise NoisynbError(f'there is no record of a run in {folder}; make one first: noisynb run wann')
+    for name, mark in {'README.md': 'gathered by `noisynb report`', 'index.html': 'content="noisynb"'}.items():
+        if (folder/name).exists() and mark not in (folder/name).read_text(encoding='utf-8', errors='replace'): raise NoisynbError(f'{folder/name} was not made by noisynb report and would be lost; move it, or gather the records in a folder of their own')
     atomic_write(folder/'index.html', board(tables, folder))
     return atomic_write(folder/'README.md', readme(tables, folder))

@@ -17,6 +17,16 @@ from .engines import Local
 from .reports import seconds as told
 
 # %% ../nbs/33_sweeps.ipynb #292af9cc
+def _time(
+    since:str, # such as '2026-01-31' or '2026-01-31T12:00'; without a zone it is UTC
+)->str:
+    "A moment as records write it"
+    try: t = datetime.fromisoformat(since)
+    except (TypeError, ValueError): raise NoisynbError(f"since is {since!r}; give a day or a moment, such as '2026-01-31' or '2026-01-31T12:00'") from None
+    t = t.astimezone(timezone.utc) if t.tzinfo else t.replace(tzinfo=timezone.utc)
+    if t > (now := datetime.now(timezone.utc)): raise NoisynbError(f'since is {since!r}, which is still to come; give a time before {now.isoformat()[:16]} UTC')
+    return t.isoformat(timespec='seconds')
+
 def finished(
     job:Job,
     since:str=None, # records from before this time, such as '2026-01-31', do not count
@@ -49,7 +59,7 @@ def _alive(pid, started):
 class Ledger:
     "The state of a sweep, in files: claims, failures, and how long runs took"
     def __init__(self, out):
-        self.folder, self.host = Path(out)/'.noisynb-sweep', _here()
+        self.folder, self.host, self.mine = Path(out)/'.noisynb-sweep', _here(), {} # key -> the file of our claim
         self.claims, self.failures, self.log = self.folder/'claims', self.folder/'failed', self.folder/'log.jsonl'
 
     def open(self):
@@ -90,21 +100,26 @@ class Ledger:
         try: f = open(path, 'x')
         except FileExistsError: return False
         with f: f.write(self._who(os.getpid()))
+        self.mine[key] = path
         return True
 
     def hand_over(self, key, pid):
         "The claim lives as long as the process that does the work"
         import psutil
-        try: atomic_write(self._held(key)[-1], self._who(pid))
+        try: atomic_write(self.mine[key], self._who(pid))
         except psutil.Error: pass # ended already
 
     def beat(self, keys):
         "A sign of life, for other machines"
         for key in keys:
-            for path in self._held(key)[-1:]: os.utime(path)
+            try: os.utime(self.mine[key])
+            except FileNotFoundError: pass # taken over
 
     def release(self, key):
-        for path in self._held(key): path.unlink(missing_ok=True)
+        "Give the run free: our claim goes, and those of the dead before it, but none of who came after"
+        own = self.mine.pop(key)
+        for path in self._held(key):
+            if int(path.suffix[1:]) <= int(own.suffix[1:]): path.unlink(missing_ok=True)
 
     def failed(self, key):
         "What is known of a failure, or None"
@@ -193,6 +208,7 @@ class _Sweep:
         self.todo, self.begun, self.others = [j for j in jobs if not finished(j, since)], {}, [] # others: held by another sweep
         self.estimate, self.warm, self.beat = Estimate(self.ledger.times()), set(), 0.
         self.result = Outcome(len(jobs), len(jobs) - len(self.todo))
+        self.lost = set() if retry else {j for j in self.todo if self.ledger.failed(j.key)} # failed earlier, and not done again
         for j in self.todo:
             engine.check(j)
             if retry: self.ledger.forgive(j.key)
@@ -226,8 +242,9 @@ class _Sweep:
         if failure: self.result.failed.append((job, failure['message']))
         else: self.result.done += 1
         now, r = time.monotonic(), self.result
-        left = self.estimate.left(self.todo + self.others, [(j, now - t) for j, t in self.begun.items()], self.engine.lanes)
-        said = f'FAILED: {failure["message"]}' if failure else f'{read_record(job.path).get("test_accuracy") or 0:.1%}'
+        left = self.estimate.left([j for j in self.todo + self.others if j not in self.lost], [(j, now - t) for j, t in self.begun.items()], self.engine.lanes)
+        accuracy = None if failure else read_record(job.path).get('test_accuracy')
+        said = f'FAILED: {failure["message"]}' if failure else 'not tested' if accuracy is None else f'{accuracy:.1%}'
         self.say(f'{r.before + r.done + len(r.failed):,}/{r.total:,}  {job}: {said}' + (f' ({told(seconds)})' if seconds else '') + (f'; {told(left)} left' if left else ''))
 
     def run(self):
@@ -254,7 +271,7 @@ def sweep(
     say=print, # gets a line for each run that ends
 )->Outcome:
     "Do what is not done of a grid; may be stopped at any time, and may run on several machines that share the folder"
-    if since and since > (now := datetime.now(timezone.utc).isoformat()): raise NoisynbError(f'since is {since!r}, which is still to come; give a time before {now[:16]} UTC')
+    since = since and _time(since)
     books, start = _Sweep(plan(grid, out, pages), out, engine or Local(), retry, since, say), time.monotonic()
     try: books.run()
     finally: books.close()
@@ -269,14 +286,16 @@ def survey(
     since:str=None, # as in `sweep`
 )->Table:
     "What of a grid is finished, what failed and what is to be done, by method and data set, with the time it should take one run after the other"
-    ledger, groups = Ledger(out), defaultdict(list)
+    ledger, groups, since, every = Ledger(out), defaultdict(list), since and _time(since), []
     estimate = Estimate(ledger.times())
     for job in plan(grid, out, pages): groups[job.parameters['method'], Path(job.setting['dataset']).stem].append(job)
     rows = []
     for (method, data), jobs in groups.items():
         todo = [j for j in jobs if not finished(j, since)]
         bad = [j for j in todo if ledger.failed(j.key)]
-        left = estimate.left(todo, [], 1)
-        rows.append({'method': method, 'data set': data, 'runs': len(jobs), 'finished': len(jobs) - len(todo), 'failed': len(bad), 'to do': len(todo) - len(bad), 'time': told(left) if left else '?'*bool(todo)})
+        todo = [j for j in todo if j not in bad]
+        left, every = estimate.left(todo, [], 1), every + todo
+        rows.append({'method': method, 'data set': data, 'runs': len(jobs), 'finished': len(jobs) - len(todo) - len(bad), 'failed': len(bad), 'to do': len(todo), 'time': told(left) if left else '?'*bool(todo)})
     total = {k: sum(r[k] for r in rows) for k in ('runs', 'finished', 'failed', 'to do')}
-    return Table(rows + [{'method': 'all', 'data set': ''} | total])
+    left = estimate.left(every, [], 1)
+    return Table(rows + [{'method': 'all', 'data set': ''} | total | {'time': told(left) if left else '?'*bool(every)}])

@@ -166,6 +166,9 @@ def test_two_inputs_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch, cap
     assert {p.name: p.read_bytes() for p in Path('reports/audit/toy').iterdir()} == first
     assert cli.main(['audit', 'b/toy.npz', '--embedding', 'raw', '-o', 'mine']) == 0 and Path('mine/audit.html').exists()
     for again in 'a/toy.npz', './a/../a/toy.npz', str(tmp_path/'a/toy.npz'): assert a.default_folder(dict(path=again)) == Path('reports/audit/toy')
+    for absolute in tmp_path/'a/toy.npz', tmp_path/'a/../a/toy.npz':   # what is kept does not say where it lies, and knows it again
+        assert cli.main(['audit', str(absolute), '--embedding', 'raw']) == 0 and str(tmp_path) not in Path('reports/audit/toy/audit.ipynb').read_text()
+    assert cli.main(['audit', str(tmp_path/'b/toy.npz'), '--embedding', 'raw']) == 2
     for damage in '', '{}', '{"metadata": {"papermill": 1}}', '[]':
         Path('reports/audit/toy/audit.ipynb').write_text(damage)
         assert a.default_folder(dict(path='b/toy.npz')) == Path('reports/audit/toy')

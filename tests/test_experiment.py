@@ -298,5 +298,7 @@ def test_the_control_of_a_method_stands_beside_it():
     assert this.baselines['control'].mode == 'control' and this.model.mode != 'control'
 
 def test_published_figures_need_the_whole_data_set():
-    same = dict(method='dividemix', dataset='cifar10', noise_type='symmetric-included', noise_rate=.5, n_train=50_000)
-    assert published_for(same)[0] == .946 and published_for(same | dict(n_train=5_000))[0] is None and published_for(same | dict(noise_type='symmetric'))[0] is None
+    same = dict(method='dividemix', dataset='cifar10', options={}, noise_type='symmetric-included', noise_rate=.5, n_train=50_000)
+    assert published_for(same)[0] == .944 and published_for(same | dict(options=dict(epochs=1)))[0] is None and published_for(same | dict(n_train=5_000))[0] is None and published_for(same | dict(noise_type='symmetric'))[0] is None
+    promix = dict(method='promix', dataset='cifar10n', options={}, noise_type='worst', noise_rate=None, n_train=50_000)
+    assert published_for(promix)[0] == pytest.approx(.9634) and published_for(promix | dict(dataset='cifar10', noise_type='symmetric-included', noise_rate=.5))[0] == pytest.approx(.973)

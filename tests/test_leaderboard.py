@@ -82,6 +82,16 @@ def test_missing_folder_and_bad_record(tmp_path):
     with pytest.raises(NoisynbError, match='bad.json.*seed'): leaderboard(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['bad.json']
 
+@pytest.mark.parametrize('name', ['README.md', 'index.html'])
+def test_what_is_not_ours_is_not_replaced(tmp_path, name):
+    with pytest.raises(NoisynbError, match='no record of a run'): leaderboard(tmp_path)
+    write(tmp_path, 'd/knn-seed0', method='knn')
+    (tmp_path/name).write_text('my project')
+    with pytest.raises(NoisynbError, match=f'{name} was not made by noisynb report'): leaderboard(tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [name] and (tmp_path/name).read_text() == 'my project'
+    (tmp_path/name).unlink()
+    assert leaderboard(tmp_path) == leaderboard(tmp_path) # its own it replaces
+
 
 def test_page_by_hand(tmp_path):
     accuracy = [.90, .91, .95]

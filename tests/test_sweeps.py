@@ -68,6 +68,16 @@ def test_a_grid_is_a_product_with_rules():
     (dict(grid=dict(method='knn', dataset='digit')), "did you mean 'digits'"),
     (dict(grid=dict(method='knn', noise_rate=[.2, 1.5])), '1.5'),
     (dict(pages='some'), 'pages'),
+    (dict(grid=dict(method='knn', noise_rate='high')), "noise_rate is 'high'"),
+    (dict(grid=dict(method='knn', options='k')), "options is 'k'"),
+    (dict(grid=dict(method='knn', seed=[0, -1])), 'seed is -1'),
+    (dict(grid=dict(method='knn', cpus=0)), 'cpus is 0'),
+    (dict(grid=dict(method='knn', memory='2G')), "memory is '2G'"),
+    (dict(grid=dict(method='knn', gpus=-1)), 'gpus is -1'),
+    (dict(grid=dict(method='knn', minutes='10')), "minutes is '10'"),
+    (dict(grid=dict(method='ce', epochs=-3)), 'epochs is -3'),
+    (dict(grid=dict(method='ce', time_budget='x')), "time_budget is 'x'"),
+    (dict(grid=dict(method='knn', embedding='nope.npz')), 'nope.npz'),
     (dict(grid=[]), 'no runs'),
 ])
 def test_mistakes_are_refused(change, words):
@@ -83,7 +93,7 @@ def test_the_hash_is_of_what_decides_the_numbers():
 def test_a_record_says_which_configuration_made_it():
     "Through the command of a real record, and of every record in the reports"
     from noisynb.experiment import command
-    for more in {}, dict(noise_type='pair', options=dict(k_max=31)), dict(n_train=500, imbalance=.1, embedding='pca:8', device='cpu', data_dir='/data'), dict(method='ce', epochs=3, time_budget=.5):
+    for more in {}, dict(noise_type='pair', options=dict(k_max=31)), dict(n_train=500, imbalance=.1, embedding='pca:8', device='cpu', data_dir='/data'), dict(method='ce', epochs=3, time_budget=.5), dict(noise_type='pair', noise_rate=0):
         p = grids.settings() | dict(method='wann') | more
         assert grids.made_by(dict(provenance=dict(command=command(p)))) == grids.digest(p)
     for path in (root/'reports').glob('*/*/*.json'):
@@ -136,7 +146,11 @@ def test_what_is_finished_is_skipped(pool, tmp_path):
     more = sweeps.sweep(grid(4), tmp_path/'r', pool(), say=said.append) # all pages now
     assert (more.before, more.done) == (1, 3)
     assert sweeps.sweep(grid(4), tmp_path/'r', pool(), since='2026-01-02').before == 4 and sweeps.sweep(grid(4), tmp_path/'r', pool(), since='2026-01-03', say=said.append).before == 0
-    with pytest.raises(NoisynbError, match='still to come'): sweeps.sweep(grid(4), tmp_path/'r', pool(), since='2999-01-01')
+    for look in sweeps.sweep, lambda *a, **kw: sweeps.survey(*a[:2], **kw):
+        with pytest.raises(NoisynbError, match='still to come'): look(grid(4), tmp_path/'r', pool(), since='2999-01-01')
+        for nonsense in 'yesterday', '01/31/2026':
+            with pytest.raises(NoisynbError, match=f"since is '{nonsense}'"): look(grid(4), tmp_path/'r', pool(), since=nonsense)
+    assert sweeps._time('2026-01-02T01:00+02:00') == '2026-01-01T23:00:00+00:00'
     assert claims(tmp_path/'r') == []
 
 def test_failures_are_told_and_tried_again_on_request(pool, tmp_path, monkeypatch):
@@ -153,8 +167,9 @@ def test_failures_are_told_and_tried_again_on_request(pool, tmp_path, monkeypatc
     assert (out.before, out.done, len(out.failed)) == (2, 0, 2) and len(pool.book()) == 4 # they are not tried by themselves
     out = sweeps.sweep(grid(4), tmp_path/'r', pool(), retry=True, say=said.append)
     assert (out.before, out.done, len(out.failed)) == (2, 1, 1)
-    counts = [(r['runs'], r['finished'], r['failed'], r['to do']) for r in sweeps.survey(grid(5), tmp_path/'r').rows]
-    assert counts == [(5, 3, 1, 1)]*2
+    rows = sweeps.survey(grid(5), tmp_path/'r').rows
+    assert [(r['runs'], r['finished'], r['failed'], r['to do']) for r in rows] == [(5, 3, 1, 1)]*2 and rows[0]['time'] == rows[1]['time'] != '?'
+    assert sweeps.survey(grid(4), tmp_path/'r').rows[0]['time'] == '' # what failed is not done unless asked for
 
 def test_runs_fit_the_machine(pool, tmp_path, monkeypatch):
     monkeypatch.setenv('STUB_SECONDS', '.4')
@@ -254,6 +269,8 @@ def test_a_claim_lives_as_long_as_its_holder(tmp_path, monkeypatch):
     assert b.busy('abc')
     p.kill(); p.wait()
     assert not b.busy('abc') and b.claim('abc') and not a.claim('abc')
+    a.release('abc') # late, and of what was its own
+    assert b.busy('abc') and not a.claim('abc')
     b.release('abc')
     assert claims(tmp_path) == []
 

@@ -255,7 +255,7 @@ _clothing_folder = _folder('https://github.com/Cysu/noisy_label', 'Clothing1M', 
 archives = dict(
     animal10n=Spec('10 animals in 5 look-alike pairs, 64x64 colour, about 8 % of training labels wrong', _read_animal10n, _animals, _animal_folder.url, (_animal_folder,),
         asymmetric={a: a ^ 1 for a in range(10)}, truth=False),
-    webvision50=Spec('50 kinds of animals by web search, colour, about 20 % of training labels wrong', _read_webvision50, _first50, _webvision_folder.url, (_webvision_folder,), truth=False),
+    webvision50=Spec('50 kinds of animals by web search, colour', _read_webvision50, _first50, _webvision_folder.url, (_webvision_folder,), truth=False),
     **{'webvision50-imagenet': Spec('WebVision-50, tested on ImageNet', _read_webvision50_imagenet, _first50, _webvision_folder.url, (_webvision_folder, _imagenet_folder), truth=False)},
     clothing1m=Spec('a million photographs of clothes, about 38 % of training labels wrong', _read_clothing1m, _clothes, _clothing_folder.url, (_clothing_folder,), truth=False),
     **{'clothing1m-both': Spec('24,637 photographs of clothes with checked labels', _read_clothing1m_both, _clothes, _clothing_folder.url, (_clothing_folder,), ('web',))},

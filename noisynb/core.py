@@ -96,7 +96,11 @@ def pick_device(
     drivers = '/dev/nvidiactl', '/dev/nvhost-ctrl', '/dev/kfd', '/dev/dxg'
     if device == 'auto' and sys.platform == 'linux' and not any(map(os.path.exists, drivers)): return 'cpu' # without the second that PyTorch takes to start
     import torch
-    if torch.cuda.is_available(): return 'cuda' if device == 'auto' else device
+    if torch.cuda.is_available():
+        if device == 'auto': return 'cuda'
+        number = str(device).removeprefix('cuda').removeprefix(':') or '0'
+        if str(device) in ('cuda', f'cuda:{number}') and number.isdigit() and int(number) < torch.cuda.device_count(): return device
+        raise NoisynbError(f"device is {device!r}; give 'cuda', or 'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'")
     if device == 'auto': return 'cpu'
     raise NoisynbError(f"device is {device!r}, and PyTorch {torch.__version__} sees no CUDA here; use device='cpu' or 'auto'")
 
@@ -264,14 +268,14 @@ def hardware(
 # %% ../nbs/00_core.ipynb #29af53a2
 def versions()->dict: # by distribution name
     "Versions of the libraries that numbers depend on, where installed"
-    names = 'numpy scipy scikit-learn torch torchvision faiss-cpu faiss-gpu timm onnxruntime diffusers cleanlab ray'.split()
+    names = 'numpy scipy scikit-learn torch torchvision pillow faiss-cpu faiss-gpu timm onnxruntime onnxruntime-gpu diffusers cleanlab ray'.split()
     found = {d.metadata['Name'].lower(): d.version for d in metadata.distributions() if d.metadata['Name']}
     return {n: found[n] for n in names if n in found}
 
 def threads()->int:
     "Processor threads that this process may use"
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min([n] + [int(os.environ[k]) for k in ('OMP_NUM_THREADS',) if os.environ.get(k, '').isdigit()])
+    return min([n] + [max(1, int(os.environ[k])) for k in ('OMP_NUM_THREADS',) if os.environ.get(k, '').isdigit()])
 
 @contextmanager
 def processor_threads(n:int):
@@ -319,6 +323,8 @@ class Result(dict):
         import jsonschema
         best = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(result_schema()).iter_errors(dict(self)))
         if best: raise NoisynbError(f'the record does not fit its schema at {"/".join(map(str, best.absolute_path)) or "the top"}: {best.message}')
+        odd = [k for k, v in self.items() if isinstance(v, float) and not math.isfinite(v)]
+        if odd: raise NoisynbError(f'the record has {self[odd[0]]} at {odd[0]}; None stands for what is not known')
         return self
 
     def table(self):

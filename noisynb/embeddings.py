@@ -6,7 +6,7 @@
 __all__ = ['ready', 'parse', 'make_extractor', 'Embedded', 'embed', 'extract']
 
 # %% ../nbs/11_embeddings.ipynb #cd28e9ea
-import ast, inspect, os, urllib.parse, zipfile
+import ast, inspect, os, urllib.parse, zipfile, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -23,8 +23,9 @@ def ready(
     "Ready-made features, checked"
     path, found = Path(path), {}
     if path.is_dir():
-        store = Store(path, dict(data=images_fingerprint(parts)))
+        store = Store(path, {})
         if not store.sidecar.exists(): raise NoisynbError(f'{path} has no embedding.json; give the folder of a store, or an .npz file')
+        if store.record().get('data') != images_fingerprint(parts): raise NoisynbError(f'{path} holds features of other images; give the store that was made for this data set')
         found = {p: store.array(p) for p in parts if len(parts[p])}
         return {p: found.get(p, next(iter(found.values()))[:0]) for p in parts}
     try:
@@ -34,7 +35,7 @@ def ready(
                 if key is None: raise NoisynbError(f'{path} has no {p!r} or "{p}_embeddings" among {", ".join(z.files)}; the data set has this part')
                 found[p] = z[key]
     except NoisynbError: raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e: raise NoisynbError(f'{path}: cannot be read as an .npz of numbers ({e}); write it with np.savez(path, train=..., test=...)') from e
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e: raise NoisynbError(f'{path}: cannot be read as an .npz of numbers ({e}); write it with np.savez(path, train=..., test=...)') from e
     for p, a in found.items():
         if a.dtype.kind not in 'iuf' or a.ndim != 2: raise NoisynbError(f'{path}: {p!r} is {a.dtype} of shape {a.shape}; numbers of shape (n, d) are needed')
         if len(a) != len(parts[p]): raise NoisynbError(f'{path}: {p!r} has {len(a):,} rows and the data set {len(parts[p]):,} images; one row per image, in the same order')
@@ -118,6 +119,7 @@ def embed(
     **options, # of the extractor, as after '?' in a name
 )->Embedded:
     "Embed all parts of a data set; labels are not looked at"
+    if not hasattr(data, 'parts'): raise NoisynbError(f'embed takes a whole Dataset, and this is a {type(data).__name__}; for images use extract(images, ...)')
     parts = {p: s.images for p, s in data.parts.items()}
     parts = dict(train=parts.pop('train'), **parts)
     arrays, name, about = _features(parts, name, store, device, batch_size, data_dir, options)

@@ -134,6 +134,7 @@ def _session(path, device):
     "An onnxruntime session on the CPU, or on CUDA where that is asked for or at hand"
     ort = require('onnxruntime', extra='backbones')
     cuda = str(device).startswith('cuda') or device == 'auto' and pick_device(device) == 'cuda'
+    if not cuda and device not in ('auto', 'cpu'): raise NoisynbError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'")
     if cuda and 'CUDAExecutionProvider' not in ort.get_available_providers():
         if device != 'auto': raise NoisynbError(f"device is {device!r}, and this onnxruntime has no CUDA; install onnxruntime-gpu in its place, or use device='auto' or 'cpu'")
         cuda = False
@@ -159,6 +160,7 @@ def onnx_extractor(
     if len(shape) != 4: raise NoisynbError(f'{path}: its input has shape {shape}; (batch, channels, height, width) is needed')
     batch, channels, height, width = [s if isinstance(s, int) else None for s in shape]
     size = whole_number(height or 192 if size is None else size, 'size')
+    if height and width and height != width: raise NoisynbError(f'{path} takes {height}x{width} pixels; only square images are supported')
     if {height, width} - {None, size}: raise NoisynbError(f'{path} takes {height}x{width} pixels and size is {size}; leave size out')
     centre, scale = _numbers(mean, 'mean'), _numbers(std, 'std')
     kind = np.float16 if 'float16' in session.get_inputs()[0].type else np.float32
@@ -168,8 +170,10 @@ def onnx_extractor(
         if batch: x = np.concatenate([x, x[:1].repeat(-len(x) % batch, 0)]) # a fixed batch is filled up
         f = np.concatenate([rows(x[i:i+(batch or len(x))]) for i in range(0, len(x), batch or len(x))])[:len(images)]
         return f.mean((2, 3)) if f.ndim == 4 else f
-    beside = sorted(p for p in path.parent.iterdir() if p.name.startswith(path.name)) # large models keep their weights in a file beside
-    weights = fingerprint(*(np.memmap(p, mode='r') for p in beside if p.is_file() and p.stat().st_size))
+    model = np.memmap(path, mode='r')
+    names = bytes(model) # large models keep their weights in files beside, which they name
+    beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.stat().st_size and p.name.encode() in names)
+    weights = fingerprint(model, *(np.memmap(p, mode='r') for p in beside))
     transform = f'{size} px bicubic (torch), mean {centre.ravel().tolist()}, std {scale.ravel().tolist()}'
     return Extractor(f'onnx:{path.name}', weights, transform, run)
 

@@ -112,8 +112,8 @@ def _look(
 def _each(call, items, group=256):
     "Yield call(item) for each item, in order, computed in threads"
     if not len(items): return
-    warnings.filterwarnings('ignore', module=r'PIL\.') # Pillow's remarks on odd files: what matters is in the facts
-    with ThreadPoolExecutor(min(threads(), len(items))) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(threads(), len(items))) as pool:
+        warnings.filterwarnings('ignore', module=r'PIL\.') # Pillow's remarks on odd files: what matters is in the facts
         for i in range(0, len(items), group): yield from pool.map(call, items[i:i+group])
 
 # %% ../nbs/04_files.ipynb #8e075e46

@@ -118,8 +118,10 @@ def place(
 )->Path: # of the executed notebook
     "`<root>/<data set>/<noise>-<rate>/<method>-seed<k>.ipynb`; noise that has no rate to choose is named alone, other choices follow the seed"
     from noisynb.experiment import generated
+    from noisynb.methods import method_class
     p = parameters
-    data, noise, embedding = Path(str(p['dataset'])).stem, p['noise_type'], str(p.get('embedding') or 'raw')
+    data, noise = Path(str(p['dataset'])).stem, p['noise_type']
+    embedding = 'raw' if method_class(p['method']).input == 'images' else str(p.get('embedding') or 'raw')
     if noise in generated: noise = f"{noise}-{p['noise_rate']:g}"
     chosen = [Path(embedding).stem if embedding.endswith('.npz') else embedding]*(embedding != 'raw')
     chosen += [f"{short}{p[name]}" for name, short in dict(n_train='n', imbalance='tail', epochs='epochs', time_budget='budget').items() if p.get(name) is not None]

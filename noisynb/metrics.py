@@ -64,6 +64,7 @@ def label_errors(
     flipped, out = flipped.astype(bool), dict.fromkeys(('auroc', 'average_precision', 'precision', 'recall', 'f1', 'flagged'))
     wrong = int(flipped.sum())
     if quality is not None:
+        quality = np.asarray(quality, float)
         from sklearn.metrics import average_precision_score, roc_auc_score
         if not (ok := np.isfinite(quality)).all(): raise NoisynbError(f'quality[{int(ok.argmin())}] is {quality[ok.argmin()]}; every label needs a finite score')
         if 0 < wrong < len(flipped): out['auroc'] = float(roc_auc_score(flipped, -quality))

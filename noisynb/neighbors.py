@@ -198,6 +198,7 @@ class NeighborGraph(_Kept):
         "The graph of `X` from the cache folder, or fitted and put there; one with more neighbours serves fewer"
         graph = cls(k, **options)
         rows, (engine, _) = graph._as_rows(X), graph._engine()
+        k = _count(k, len(rows) - 1, f'the rows that each of {len(rows)} could be next to are')
         how = 'exact' if engine in ('faiss', 'torch') else f'{engine} {graph.target_recall} {graph.seed}'
         place = cache_folder()/'neighbors'/fingerprint(rows, graph.metric, how)
         kept = sorted((int(p.parent.name[1:]), p.parent) for p in place.glob('k*/graph.json') if p.parent.name[1:].isdigit())

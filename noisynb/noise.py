@@ -261,7 +261,7 @@ def _matrix(matrix):
 def corrupt(
     split, # a `Split`, or an array of labels
     kind:str, # a name in `kinds`, or in `split.human`
-    rate:float=0., # share of wrong labels asked for; human labels and matrices have their own
+    rate:float=None, # share of wrong labels asked for; human labels and matrices have their own
     seed=0, # an integer, or a generator of the type the scheme draws from
     scheme:str=None, # a name in `schemes`; None for 'exact', or 'iid' with instance noise
     n_classes:int=None, # None for the largest label + 1
@@ -275,13 +275,16 @@ def corrupt(
     "Give `split` wrong labels of one `kind`. The same arguments give the same labels; `split` and global random states are not changed"
     if hasattr(split, 'train'): raise NoisynbError('this is a whole data set; corrupt one part of it, such as data.train')
     if kind == 'symmetric-included': return replace(corrupt(split, 'symmetric', rate, seed, scheme, n_classes, include_true=True), kind=kind)
-    human, rate = getattr(split, 'human', None) or {}, _rate(rate)
+    human, needs = getattr(split, 'human', None) or {}, kind in (*_matrices[:3], 'instance')
+    if needs or rate is not None: rate = _rate(rate)
     if kind not in kinds and kind not in human: raise unknown('kind of noise', kind, dict.fromkeys([*kinds, *human]))
     T = _matrix(matrix) if kind == 'matrix' else None
     y = _labels(getattr(split, 'labels', split), n_classes if T is None else len(T))
     C = len(T) if T is not None else n_classes or 1 + max(int(np.max(v)) for v in (y, *human.values()))
     if kind in human: return _record(y, _labels(human[kind], C, f'human[{kind!r}]'), C, kind)
     if kind in _human: raise NoisynbError(f'this split has no human labels {kind!r} (it has: {", ".join(human) or "none"}); load cifar10n or cifar100n')
+    if n_classes is None and T is None and not hasattr(split, 'labels') and len(lost := np.setdiff1d(np.arange(C), y)):
+        raise NoisynbError(f'labels go up to {C - 1}, and there is no {lost[0]}; give class numbers from 0 (numpy.unique(labels, return_inverse=True) makes them), or n_classes={C} if that class exists')
     if kind == 'none': return _record(y, y.copy(), C, kind, None, 0., np.zeros(C))
     scheme = scheme or ('iid' if kind == 'instance' else 'exact')
     if scheme not in schemes: raise unknown('scheme', scheme, schemes)
@@ -338,6 +341,7 @@ def long_tail(
     if C < 2: raise NoisynbError('a long tail needs two classes or more, and there is one')
     if scheme not in (None, 'exact', 'wann'): raise unknown('scheme', scheme, ('exact', 'wann'))
     keep = np.array([int(len(y)//C * ratio**(c/(C-1))) for c in range(C)])
+    if not keep.all(): raise NoisynbError(f'ratio is {ratio:g}, which leaves class {keep.argmin()} without examples; give {C/len(y):.2g} or more')
     if scheme != 'wann':
         g = _source(seed, np.random.Generator, lambda s: generator(s, 'long tail'))
         return np.sort(np.concatenate([g.choice(np.flatnonzero(y == c), min(k, counts[c]), replace=False) for c, k in enumerate(keep)]))

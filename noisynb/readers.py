@@ -54,6 +54,7 @@ def _reading(path):
     "Turn whatever fails inside into an error that names the file"
     try: yield
     except NoisynbError as e: raise NoisynbError(f'{path}: {e}') from e
+    except (FileNotFoundError, PermissionError) as e: raise NoisynbError(f'{path}: {e.strerror}; check the path, and whether you may read it') from e
     except Exception as e: raise NoisynbError(f'{path}: {e or type(e).__name__}; the file is damaged or of another kind: fetch or write it again') from e
 
 # %% ../nbs/01_readers.ipynb #79be6274

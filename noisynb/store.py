@@ -95,10 +95,11 @@ def fill(
     "Put what is missing into a part, each batch on the disk before the record says so"
     if store.path(part).exists(): return
     partial, record, digest = store.folder/f'{part}.npy.partial', store.record(), hashlib.sha256()
+    if record['parts'] and record.get('arithmetic') != arithmetic: raise _refuse(store.sidecar, f'it was begun in {record.get("arithmetic")}, and this is in {arithmetic}', store.folder)
     state = record['parts'].get(part) if partial.exists() else None
     if state:
-        digest, how = store.digest(partial, state), record.get('arithmetic')
-        if state['shape'][0] != n or how != arithmetic: raise _refuse(partial, f'it was begun for {state["shape"][0]:,} images in {how}, and this is {n:,} in {arithmetic}', store.folder)
+        digest = store.digest(partial, state)
+        if state['shape'][0] != n: raise _refuse(partial, f'it was begun for {state["shape"][0]:,} images, and this is {n:,}', store.folder)
         with store.disk(partial): os.truncate(partial, state['bytes'])
     record['arithmetic'] = arithmetic
     for rows in batches(state['rows'] if state else 0):

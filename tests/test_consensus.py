@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from noisynb.core import NoisynbError
 from noisynb.methods import make
 from noisynb.methods.base import load
-from noisynb.methods.consensus import Consensus, calibrate, rank_average
+from noisynb.methods.consensus import Consensus, calibrate, rank_average, _limit
 
 light = dict(members=('knn', 'lend-graph'))
 
@@ -89,6 +89,18 @@ def test_same_seed_same_bits_and_names_of_classes(blobs):
     names = np.array(['a', 'b', 'c', 'd'])
     a, b = Consensus(**light).fit(X, y), Consensus(**light).fit(X, names[y])
     assert (a.label_quality_ == b.label_quality_).all() and (names[a.corrected_labels_] == b.corrected_labels_).all() and (names[a.predict(X)] == b.predict(X)).all()
+
+@pytest.mark.parametrize('quality, few, below', [([.1, .2, .3, .4], 2, 2), ([.1, .1, .1, .9], 2, 3), ([.1, .1, .1, .9], 1, 0), ([.1, .2, .2, .2, .9], 2, 1), ([.5]*4, 1, 0), ([.5]*4, 4, 0), ([.1, .9], 0, 0), ([.1, .9], 2, 1)])
+def test_equals_across_the_threshold_go_to_the_nearer_side(quality, few, below):
+    assert sum(np.array(quality) < _limit(np.array(quality), few)) == below
+
+def test_few_wrong_labels_among_many_are_doubted():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 10, 1000)
+    X, y = rng.normal(size=(1000, 16)) + 8*np.eye(10, 16)[true], true.copy()
+    wrong = rng.choice(1000, 10, replace=False)
+    y[wrong] = (y[wrong] + 1) % 10
+    assert set(Consensus().fit(X, y).suspects()) >= set(wrong)
 
 def test_saved_and_loaded(blobs, tmp_path):
     X, _, y, _ = blobs

@@ -131,8 +131,22 @@ def test_onnx_weights_and_place(tmp_path):
     tiny_onnx(tmp_path/'data'/'m.onnx', weights=2*W)
     b = make_extractor('onnx:m.onnx?size=8&std=1')
     assert b.name == a.name and b.weights != a.weights and b.transform == a.transform
-    (tmp_path/'m.onnx.data').write_bytes(b'weights beside the graph')
-    assert make_extractor(f'onnx:{tmp_path/"m.onnx"}').weights != a.weights
+    (tmp_path/'m.onnx.txt').write_bytes(b'a note that the model does not name')
+    assert make_extractor(f'onnx:{tmp_path/"m.onnx"}').weights == a.weights
+
+def test_onnx_weights_in_a_file_beside(tmp_path):
+    "They count under whatever name the model gives them"
+    onnx = pytest.importorskip('onnx')
+    model, marks, x = onnx.load(tiny_onnx(tmp_path/'whole.onnx')), [], colour(3)
+    for factor in 1, 2:
+        for t in model.graph.initializer:
+            if t.name == 'w': t.CopyFrom(onnx.numpy_helper.from_array(factor*W, 'w'))
+        onnx.save(model, tmp_path/'m.onnx', save_as_external_data=True, location='weights.bin', size_threshold=0)
+        model = onnx.load(tmp_path/'m.onnx')
+        e = make_extractor(f'onnx:{tmp_path/"m.onnx"}?size=8')
+        marks.append((e.weights, e(x)))
+        (tmp_path/'weights.bin').unlink()
+    assert marks[0][0] != marks[1][0] and marks[1][1] == pytest.approx(2*marks[0][1], rel=1e-5)
 
 
 # timm

@@ -97,6 +97,7 @@ def test_a_better_ranking_scores_better_whatever_the_scale():
     quality = np.where(flipped, .3, .7) + np.linspace(-.3, .3, 20)
     a, b, c = (label_errors(q, None, flipped) for q in (quality, 100*quality - 7, np.where(flipped, 0, 1)))
     assert a == b and c['auroc'] == 1 > a['auroc'] and c['average_precision'] == 1 > a['average_precision']
+    for kind in np.uint8, bool: assert label_errors((~flipped).astype(kind), None, flipped) == c
 
 
 @few

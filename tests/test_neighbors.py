@@ -100,6 +100,8 @@ def no_search(monkeypatch):
 def test_cache_spares_the_search(cache, monkeypatch):
     X = clusters(300, 8)
     first = NeighborGraph.cached(X, 20, engine='faiss')
+    for k in 0, -1, '5', 300:
+        with pytest.raises(NoisynbError, match=f'k is {k!r}'): NeighborGraph.cached(X, k, engine='faiss')
     with monkeypatch.context() as m:
         no_search(m)
         for k, kind in ((20, 'faiss'), (7, 'torch'), (20, 'auto')):

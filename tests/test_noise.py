@@ -371,6 +371,15 @@ def test_bad_sizes(f, arg, words):
     with pytest.raises(NoisynbError, match="'wann'"): f(np.arange(20) % 2, 1, scheme='wan')
 
 
+def test_no_class_vanishes_and_none_is_made_up():
+    with pytest.raises(NoisynbError, match='leaves class 9 without examples; give 0.005 or more'): long_tail(np.arange(2000) % 10, .004)
+    assert np.bincount(long_tail(np.arange(2000) % 10, .005) % 10).min() == 1
+    for y, words in ((np.arange(30) % 3 + 5, 'there is no 0'), ([0, 10, 20], 'there is no 1')):
+        with pytest.raises(NoisynbError, match=words): corrupt(y, 'symmetric', .4)
+    assert corrupt([0, 2], 'symmetric', 1., n_classes=3).flipped.all()
+    with pytest.raises(NoisynbError, match='rate is None'): corrupt(np.arange(30) % 3, 'symmetric')
+
+
 def test_long_tail_of_one_class():
     with pytest.raises(NoisynbError, match='two classes'): long_tail(np.zeros(5, int), .5)
 

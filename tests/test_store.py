@@ -312,6 +312,18 @@ def test_an_unfinished_part_is_not_mixed(tmp_path, quick):
     with pytest.raises(NoisynbError, match='of shape'): stored(parts, extractor(lambda b: formula(b)[:, :2]), tmp_path)
 
 
+def test_a_second_part_is_not_computed_in_another_arithmetic(tmp_path, quick):
+    parts = dict(train=numbered(20), test=numbered(9))
+    def stops(images):
+        if images[0, 0, 0, 0] == 0 and done: raise Crash   # the first image of the second part
+        done.append(1)
+        return formula(images)
+    done = []
+    with pytest.raises(Crash): stored(parts, extractor(stops, arithmetic='bfloat16 autocast', batch_size=10), tmp_path)
+    assert only(tmp_path, '*/train.npy') and not list(tmp_path.glob('*/test.npy'))
+    with pytest.raises(NoisynbError, match='begun in bfloat16 autocast, and this is in float32'): stored(parts, extractor(), tmp_path)
+
+
 @pytest.mark.parametrize('run, words', [(lambda b: formula(b)[1:], 'shape'), (lambda b: np.zeros(len(b)), 'shape'), (lambda b: formula(b) / 0 * 0, 'NaN')])
 def test_bad_features_are_refused(tmp_path, quick, run, words):
     with np.errstate(all='ignore'), pytest.raises(NoisynbError, match=words): stored(dict(train=numbered(20)), extractor(run), tmp_path)

@@ -89,6 +89,7 @@ def test_the_hash_is_of_what_decides_the_numbers():
     changed = [dict(method='ann'), dict(noise_rate=.3), dict(seed=1), dict(embedding='pca:8'), dict(n_train=500), dict(options=dict(k_max=9)), dict(device='cpu'), dict(imbalance=.1)]
     assert len({d(base | c) for c in [{}, *changed]}) == 1 + len(changed)
     assert d(dict(noise_type='none', noise_rate=.1)) == d(dict(noise_type='none')) and d(dict(method='ce', embedding='pca:8')) == d(dict(method='ce'))
+    assert grids.place(grids.settings() | dict(method='ce', embedding='pca:8')) == grids.place(grids.settings() | dict(method='ce'))
 
 def test_a_record_says_which_configuration_made_it():
     "Through the command of a real record, and of every record in the reports"

@@ -44,6 +44,7 @@ def check_labels(
     if y is None: raise NoisynbError('fit requires y to be passed, but the target y is None; give one label per example')
     texts = {isinstance(v, str) for v in y} if isinstance(y, (list, tuple)) else ()
     y = np.asarray(y, object if len(texts) > 1 else None) # numpy makes text of numbers beside text
+    if y.dtype.kind == 'O' and all(isinstance(v, (int, np.integer)) for v in y.ravel()): y = np.array(y.tolist()) # such as a column of a mixed table
     if y.ndim == 2 and y.shape[1] == 1: y = column_or_1d(y, warn=True)
     if y.shape != (n,): raise NoisynbError(f'y has shape {y.shape} for {n:,} examples; give one label per example')
     lost = ~np.isfinite(y) if y.dtype.kind == 'f' else np.array([_missing(v) for v in y], bool) if y.dtype.kind == 'O' else np.zeros(n, bool)

@@ -40,6 +40,13 @@ def calibrate(
     return 1/(1 + np.exp(odds + sum(np.interp(rank, middle, r) for rank, r in zip(ranks, ratios))))
 
 # %% ../../nbs/29_methods.consensus.ipynb #fc360814
+def _limit(quality, few):
+    "A threshold with that many labels below it, or, where equals lie across it, with all of them or none, whichever is nearer"
+    s = np.sort(quality)
+    few = min(few, len(s) - 1)
+    first, last = np.searchsorted(s, s[few], 'left'), np.searchsorted(s, s[few], 'right')
+    return float(s[few] if few - first < last - few or last == len(s) else s[last])
+
 class Consensus(NoisyLabelClassifier):
     "Several methods on embeddings, whose label qualities are combined and whose predictions are averaged"
     def __init__(self,
@@ -79,7 +86,7 @@ class Consensus(NoisyLabelClassifier):
         qualities = np.array([m.label_quality_ for m in models])
         share = float(np.mean([m.label_quality_ < m.quality_threshold_ for m in models]))
         self.label_quality_ = rank_average(qualities) if self.combine == 'rank' else calibrate(qualities, share, self.parts)
-        self.quality_threshold_ = float(np.sort(self.label_quality_)[min(n - 1, round(share*n))])
+        self.quality_threshold_ = _limit(self.label_quality_, round(share*n))
         others, rows = np.zeros((n, len(self.classes_))), np.arange(n)
         for i, m in enumerate(models): others[rows, np.searchsorted(self.classes_, m.corrected_labels_)] += 1 - .01*i
         others[rows, codes] = 0

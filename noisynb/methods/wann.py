@@ -251,7 +251,8 @@ class _Explain(_Vote):
         "The neighbours that voted on `x`, nearest first, with what each vote counted"
         check_is_fitted(self)
         if self.graph_ is None: raise NoisynbError('the model was fitted on one example: nobody votes')
-        x = np.reshape(x, (1, -1))
+        x = x if np.ndim(x) == 2 else np.reshape(x, (1, -1))
+        if len(x) != 1: raise NoisynbError(f'{len(x)} rows; explain takes one, such as X[:1]')
         rows, weights, distances = self._weights(self._project(self._scale(check_embeddings(self, x, reset=False))))
         winner, scores = self._votes(x)
         share, names = weights[0]/weights.sum(), self.classes_[self.codes_[rows[0]]]
@@ -269,6 +270,7 @@ class _Edit(_Vote):
         labels, y = self.classes_[self.codes_].astype(object), np.asarray(y)
         rows = np.arange(len(labels)) if rows is None else self._rows(rows)
         if y.ndim and y.shape != rows.shape: raise NoisynbError(f'y has shape {y.shape} for {len(rows)} examples; give one label per example')
+        if y.dtype.kind == 'f' and self.classes_.dtype.kind in 'iu' and (y == np.floor(y)).all(): y = y.astype(self.classes_.dtype)
         labels[rows] = y
         return self._recount(labels)
 

@@ -12,12 +12,13 @@ page  := build/report/wann.html
 wraps := $(VENV)/share/jupyter/lab/settings/overrides.d/noisynb.json
 
 .DEFAULT_GOAL := help
-.PHONY: help report lab test test-browser benchmarks docs book lock clean
+.PHONY: help report lab test test-slow test-browser benchmarks docs book lock clean
 
 help:
 	@echo 'make report      train WANN on wrong labels and write the page about it'
 	@echo 'make lab         read the book in JupyterLab'
-	@echo 'make test        run every notebook and the test suite'
+	@echo 'make test        run every notebook, but for its slow cells, and the test suite'
+	@echo 'make test-slow   run the slow cells, too (hours)'
 	@echo 'make test-browser  drive JupyterLab and read the pages in Chromium (wants chromium and chromedriver, and npm for axe-core)'
 	@echo 'make benchmarks  measure speed, memory, peers and audits again (wants a quiet machine, and for the audits their data)'
 	@echo 'make docs        write README.md from nbs/index.ipynb'
@@ -55,6 +56,9 @@ test: $(stamp) | $(wraps)
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers $(WORKERS)
 	$(bin)/python -m pytest
 
+test-slow: $(stamp)
+	OMP_NUM_THREADS=1 $(bin)/nbdev_test --flags slow --n_workers 1
+
 # What a browser needs beyond the system's Chromium lies in the environment. What is missing is said, and its tests are skipped.
 test-browser: $(stamp) | $(wraps)
 	@$(bin)/python -c 'import selenium' 2>/dev/null || $(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]' -c constraints.txt
@@ -71,7 +75,8 @@ docs: $(stamp)
 book: $(stamp)
 	@$(bin)/python -c "from noisynb.book import book, dead_links; print('Open', book()); dead = dead_links('_book'); print(*dead, sep=chr(10)); raise SystemExit(bool(dead))"
 
-lock: $(stamp)
+lock:
+	@test -x $(bin)/pip || $(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install --quiet uv
 	$(bin)/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate pyproject.toml -o constraints.txt
 

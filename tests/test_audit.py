@@ -129,7 +129,7 @@ def test_arrays_by_command_with_known_truth(tmp_path, monkeypatch):
     assert record['label_error_auroc'] == pytest.approx(roc_auc_score(~wrong, quality)) and record['label_error_average_precision'] == pytest.approx(average_precision_score(wrong, -np.array(quality)))
     assert record['label_error_precision'] == pytest.approx(precision_score(wrong, [r['flagged'] == 'yes' for r in rows]))
     page = (place/'audit.html').read_text()
-    assert 'Wrong among the first 100' in page and f'{wrong[:100].sum()}</dd>' in page and '✓ it was wrong' in page and 'truly' not in page.split('suspects')[0]
+    assert 'Wrong among the first 100' in page and f'{wrong[:100].sum()}</dd>' in page and '✓ it was wrong' in page
 
 def test_a_parquet_table_by_command(tmp_path, monkeypatch, capsys):
     "Other names of columns, whole numbers as labels, a path that leads nowhere and one without a label"
@@ -314,9 +314,10 @@ def test_auto_takes_the_best_there_is(tmp_path, monkeypatch):
     data.mkdir()
     name, why = a.choose('auto', big, data)
     assert name == 'pca:64' and 'no .onnx' in why
-    monkeypatch.setattr(a, 'find_spec', lambda m: None)
-    assert 'timm and onnxruntime not installed' in a.choose('auto', big, data)[1]
-    monkeypatch.undo(); monkeypatch.setenv('HF_HOME', str(hub.parent))
+    with monkeypatch.context() as m:
+        m.setattr(a, 'find_spec', lambda name: None)
+        assert 'timm and onnxruntime not installed' in a.choose('auto', big, data)[1]
+    monkeypatch.setenv('HF_HOME', str(hub.parent))
     for file, size in dict(a=10, b=30, c=20).items(): (data/f'{file}.onnx').write_bytes(b'x'*size)
     assert a.choose('auto', big, data)[0] == 'onnx:b.onnx' and 'largest of 3' in a.choose('auto', big, data)[1]
     weights = hub/'models--timm--vit_small_patch14_dinov2.lvd142m/snapshots/1 2+3/model.safetensors'

@@ -216,7 +216,7 @@ def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
 rate = Rate(Schedule(.02, 'constant'), 0., .1, 10)
 
-def one_epoch(model, k, mask, guess='train'):
+def one_epoch(model, k, mask):
     w = torch.linspace(.2, 1, len(mask))
     return model._train(k, w, mask.nonzero()[:, 0], (~mask).nonzero()[:, 0], None, lambda done: 2.5, rate)
 

@@ -110,7 +110,6 @@ def test_alpha_is_laid_on_white(tmp_path):
 def test_palettes(tmp_path, transparency):
     colours = np.array([[250, 10, 0], [0, 200, 30], [5, 5, 120], [77, 88, 99]], np.uint8)
     index = rng.integers(0, 4, (8, 8), np.uint8)
-    im = Image.fromarray(index, 'L'); im.putpalette(colours.tobytes())
     im = Image.frombytes('P', (8, 8), index.tobytes()); im.putpalette(colours.tobytes())
     alpha = np.full(4, 255)
     if transparency == 2: alpha[2] = 0
@@ -319,7 +318,7 @@ def test_links(photos, tmp_path):
     (tmp_path/'photos-too').mkdir(); os.symlink(save(tmp_path/'photos-too/x.png', noise()), photos/'cat/near.png') # a neighbour whose name begins alike
     c = read_folder(photos)
     assert 'dog/in.png' in c.files.paths and len(c.files) == 13
-    assert {s['path']: s['reason'] for s in c.skipped} == {'cat/out.png': 'a link out of the folder', 'cat/near.png': 'a link out of the folder', 'cow': 'a link to a folder', 'dog/up': 'a link to a folder', 'dog/nowhere.png': 'a link out of the folder'} | {'dog/nowhere.png': 'not a file'}
+    assert {s['path']: s['reason'] for s in c.skipped} == {'cat/out.png': 'a link out of the folder', 'cat/near.png': 'a link out of the folder', 'cow': 'a link to a folder', 'dog/up': 'a link to a folder', 'dog/nowhere.png': 'not a file'}
     c = read_folder(photos, links=True)
     assert c.classes == ('cat', 'cow', 'dog') and {'cat/out.png', 'cow/1.png', 'dog/in.png'} < set(c.files.paths) and not any('up/' in p for p in c.files.paths)
     os.symlink(photos, tmp_path/'link')

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.exceptions import NotFittedError
 
-from noisynb.core import NoisynbError
+from noisynb.core import NoisynbError, processor_threads
 from noisynb.losses import losses, make_loss
 from noisynb.methods import linear, make
 from noisynb.methods.base import load
@@ -265,11 +265,12 @@ def test_leaves_no_trace(digits):
     X, noisy, *_ = digits
     X, y = X.copy(), noisy.given.copy()
     X.flags.writeable = y.flags.writeable = False
-    torch.set_num_threads(2)
     states = np.random.get_state()[1].copy(), torch.get_rng_state()
-    LinearProbe(epochs=2).fit(X, y)
-    train_probes(ones(X), torch.from_numpy(y.copy()), everybody(len(X)), 1000, 10, make_loss('ce', 10), epochs=1)
-    assert torch.get_num_threads() == 2 and (np.random.get_state()[1] == states[0]).all() and (torch.get_rng_state() == states[1]).all()
+    with processor_threads(2):
+        LinearProbe(epochs=2).fit(X, y)
+        train_probes(ones(X), torch.from_numpy(y.copy()), everybody(len(X)), 1000, 10, make_loss('ce', 10), epochs=1)
+        assert torch.get_num_threads() == 2
+    assert (np.random.get_state()[1] == states[0]).all() and (torch.get_rng_state() == states[1]).all()
 
 def test_time_budget(digits):
     X, noisy, *_ = digits

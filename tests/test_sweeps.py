@@ -6,6 +6,9 @@ import pytest
 
 from noisynb import engines, grids, sweeps
 from noisynb.core import NoisynbError
+from noisynb.datasets import datasets
+from noisynb.methods import make
+from noisynb.noise import kinds
 
 root = Path(__file__).parent.parent
 stub = '''
@@ -119,7 +122,11 @@ def test_pages_of_the_first_seed(tmp_path):
 def test_grids_that_come_along(path):
     found = grids.read_grid(path)
     rows = grids.expand(found)
-    assert len(rows) > 1 and all(r['method'] in __import__('noisynb.methods').methods.methods for r in rows)
+    people = {kind for spec in datasets.values() for kind in spec.human}
+    for r in rows:
+        make(r['method'], **r['options'] or {})
+        assert r['noise_type'] in {*kinds, *people} and (r['dataset'] in datasets)
+    assert len(rows) > 1
 
 def test_files_of_all_kinds(tmp_path):
     g = grid()

@@ -269,6 +269,13 @@ def test_quality_after_edits_is_that_of_a_fresh_fit(blobs):
     assert model.label_quality_ == pytest.approx(fresh.label_quality_, abs=.02) and (model.corrected_labels_ == fresh.corrected_labels_).all()
 
 @pytest.mark.parametrize('make', [WANN, KNN, Corrected])
+def test_edits_within_the_neighbourhoods_make_no_new_search(blobs, make, monkeypatch):
+    X, y, Q, _ = blobs
+    model = make().fit(X[:200], y[:200])
+    monkeypatch.setattr(make, '_search', None)
+    model.relabel(y[:3], [5, 6, 7]).add(X[200:220], y[200:220]).remove([0, 210])
+
+@pytest.mark.parametrize('make', [WANN, KNN, Corrected])
 @pytest.mark.parametrize('before, after', [(8, 40), (40, 80), (30, 29), (60, 20), (9, 1)])
 def test_edits_that_change_the_size_of_neighbourhoods(blobs, make, before, after):
     X, y, Q, _ = blobs

@@ -357,6 +357,11 @@ def audit(
         quality, suggested, threshold, near, distances = judge(model, X, sized(s.images, 32), s.given)
         lap('judging')
         group, limit = twins(s.keys, near, distances)
+    counts = np.bincount(s.given, minlength=len(s.classes))
+    alone = [s.classes[i] for i in np.flatnonzero(counts == 1)]
+    if (counts > 0).sum() < 2: notes.append('all labels are the same, so none can be judged')
+    elif alone: notes.append(f'{len(alone)} of {(counts > 0).sum()} classes have one image only, whose label cannot be judged by others: {", ".join(map(str, alone[:5]))}' + ', ...'*(len(alone) > 5))
+    if (doubted := float((quality < threshold).mean())) > .5: notes.append(f'{100*doubted:.0f} % of the labels are doubted: that says more of what the method saw, or of too few images, than of the labels; try another embedding')
     found = Audit(s, quality, suggested, quality < threshold, threshold, near, distances, group, Record(), notes)
     found.record.update(_numbers(found, asked, name, how, why, limit, times))
     return found

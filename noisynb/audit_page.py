@@ -127,10 +127,10 @@ def suspects(
     limit:int=24, # how many
 )->Block:
     "The least trusted labels that are doubted, as cards, with their witnesses"
-    rows = [i for i in found.order[:limit] if found.flagged[i]]
+    rows, none = [i for i in found.order[:limit] if found.flagged[i]], 'None of the doubted labels is shown.' if found.flagged.any() else 'No label is doubted.'
     uris = _images(found, [j for i in rows for side in witnesses(found, i) for j in side], 48) | _images(found, rows, 96)
     line = lambda i: f'{_shown(found.subject.short(i))}: given {_class(found, found.subject.given[i])}, rather {_class(found, found.suggested[i])}, quality {_few(found.quality[i])}'
-    return Block(f'<div class="suspects">{_style}{"".join(_card(found, uris, i) for i in rows)}</div>' if rows else '<p>No label is doubted.</p>', '\n'.join(map(line, rows)) or 'No label is doubted.')
+    return Block(f'<div class="suspects">{_style}{"".join(_card(found, uris, i) for i in rows)}</div>' if rows else f'<p>{none}</p>', '\n'.join(map(line, rows)) or none)
 
 # %% ../nbs/35_audit_page.ipynb #19ffdb72
 def by_class(

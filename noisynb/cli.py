@@ -164,6 +164,9 @@ def _run(args):
     asked = read_parameters(args.method, args.parameters, known)
     ask = {name: ast.literal_eval(p['default']) for name, p in known.items()} | asked
     check(ask)
+    from noisynb.datasets import datasets
+    from noisynb.experiment import generated
+    if ask['dataset'] not in datasets and ask['noise_type'] in generated: print(f'{100*ask["noise_rate"]:g} % of the labels are made wrong on purpose ({ask["noise_type"]} noise); -p noise_type none takes them as they are', flush=True)
     from noisynb.reports import write_json, write_page
     pages, keep = ([write_json], False) if args.record_only else ([write_json, write_page], True)
     record, *more = execute(notebook, args.output or default_output(ask), asked, pages, keep)

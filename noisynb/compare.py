@@ -163,7 +163,7 @@ def sign_flip(
 def holm(
     p, # (m,) p-values, or None where there was no test
 ) -> list: # (m,) adjusted
-    "Holm's correction: the chance of a single false alarm among all of them stays below the level"
+    "Holm's correction: the chance of any false alarm among all of them stays below the level"
     order, adjusted, low = sorted((i for i, v in enumerate(p) if v is not None), key=lambda i: p[i]), [None]*len(p), 0.
     for rank, i in enumerate(order):
         low = adjusted[i] = min(1., max(low, (len(order) - rank)*p[i]))
@@ -241,12 +241,12 @@ def difference_table(s: Setting, found: list) -> Table: # found: of `pairs`
         ends = '–' if p.interval is None else '\u00a0to\u00a0'.join(f'{100*x:+.1f}' for x in p.interval)
         rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins, 'Difference, points': f'{100*p.difference:+.1f}', '95 % over seeds': ends,
                      'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds), 'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels), 'Accuracy': p.verdict().replace(' ', '\u00a0')})
-    return _lean(rows, f'{s.name}: p-values are corrected (Holm) for these {len(rows)} comparisons') if rows else Table([], f'{s.name}: no two methods share a seed')
+    return _lean(rows, f'{s.name}: p-values are corrected (Holm) for these {len(rows)} comparisons, but not for choosing the best on the same runs') if rows else Table([], f'{s.name}: ' + ('one method alone, nothing to compare' if len(s.runs) < 2 else 'no two methods share a seed'))
 
 def _p_text(p) -> str: return '–' if p is None else '<\u00a00.001' if p < .001 else f'{p:.3f}'
 
 def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
-    "Who is better than whom: a triangle up where the row is better than the column, hollow where only one test says so, a ring where chance may explain the difference"
+    "Who is better than whom: a triangle up where the row is better than the column, hollow where images alone say so, or seeds alone where no single answers are kept, a ring where chance may explain the difference"
     known = {(p.a, p.b): p for p in corrected(found)}
     def cell(a, b):
         if a == b: return ''
@@ -255,7 +255,7 @@ def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
         word, _, more = p.verdict().partition(' ')
         return '○' if word == 'not' else ('△▽' if more else '▲▼')[(word == 'better') != (p.a == a)]
     return Table([{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs],
-                 f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ by one of the two tests alone, ○ not told apart')
+                 f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ on these labels and starts only (by images alone, or by seeds where no single answers are kept), ○ not told apart')
 
 # %% ../nbs/35_compare.ipynb #13e86db6
 def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)
@@ -320,6 +320,7 @@ def votes_table(s: Setting):
 def errors_told(s: Setting) -> str:
     "Test images that all mistake, and that only some do"
     seed, names, errors = _stack(s, 'test_errors')
+    if len(s.runs) < 2: return 'One method alone: there are no answers to compare.'
     if not names: return 'The records hold no single answers, so nothing can be said of single images; runs made by this version keep them.'
     every, some, best = errors.all(0).sum(), errors.any(0).sum(), errors.sum(1).min()
     return (f'Seed {seed}, {len(names)} methods: {some:,} of {errors.shape[1]:,} test images are mistaken by at least one method, {every:,} by all. The best single method mistakes {best:,}; '

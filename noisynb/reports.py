@@ -334,10 +334,10 @@ def spread(
     values, # numbers, or None where there is none
     show=percent, # number -> text
 ) -> str:
-    "Mean and sample standard deviation of two values or more, or the one value"
+    "Mean and sample standard deviation of two values or more; the value alone where all are the same"
     values = [v for v in values if v is not None]
     if not values: return '–'
-    return show(values[0]) if len(values) == 1 else f'{show(statistics.mean(values))} ± {show(statistics.stdev(values))}'
+    return show(values[0]) if len(set(values)) == 1 else f'{show(statistics.mean(values))} ± {show(statistics.stdev(values))}'
 
 def entry_name(result) -> str:
     "Method and options in words"

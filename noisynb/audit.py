@@ -323,7 +323,7 @@ def command(
     if asked['noise_type'] in generated: plain['noise_rate'] = None
     for name, default in plain.items():
         if asked[name] not in (default, {}): words += ['-p', name, json.dumps(asked[name]) if name == 'options' else str(asked[name])]
-    return shlex.join(words)
+    return shlex.join(words) + (' -p data_dir "$NOISYNB_DATA"' if asked.get('data_dir') else '')
 
 # %% ../nbs/34_audit.ipynb #a65549aa
 def audit(
@@ -340,6 +340,7 @@ def audit(
     data_dir=None, # the data folder
 )->Audit:
     "Check every label of `data`"
+    if not isinstance(data, (str, os.PathLike, Dataset)): raise NoisynbError(f'data is a {type(data).__name__}; give a path, a name or a Dataset; of features and labels WANN().fit(X, y).suspects() tells')
     data_dir = data_dir and os.path.expandvars(data_dir)
     asked = dict(locals()); asked['path'] = asked.pop('data')
     times, start = {}, time.perf_counter()

@@ -55,13 +55,13 @@ class EchoMod(ABC):
         rows, # (m,) numbers of the rows, each the seed of its own chance
     )->np.ndarray: # (m, h, w, c) uint8
         "The echo of each image; on a CPU the same bits whatever else is in the batch"
-        self._fitted()
+        self._must_be_fitted()
         labels, rows = check_set(images, labels, self.n_classes_, 'labels'), np.asarray(rows)
         if rows.shape != labels.shape or rows.dtype.kind not in 'iu': raise NoisynbError(f'rows are {rows.dtype} of shape {rows.shape} for {len(labels):,} images; give the row number of each')
         if tuple(images.shape[1:]) != self.shape_: raise NoisynbError(f'images have shape {images.shape[1:]}, and this {type(self).__name__} was fitted on {self.shape_}; bring them to that size')
         with processor_threads(self.threads): return self._edit(np.asarray(images), labels, rows) if len(labels) else np.empty((0, *self.shape_), np.uint8)
 
-    def _fitted(self):
+    def _must_be_fitted(self):
         if not hasattr(self, 'data_'): raise NoisynbError(f'this {type(self).__name__} is not fitted; call fit(images, given, n_classes) first')
 
     @property
@@ -233,7 +233,7 @@ class Diffusion(_Trained):
         images, # (m, h, w, c) uint8
     )->np.ndarray: # as images
         "What the inversion and the way back leave of the images, without labels"
-        self._fitted()
+        self._must_be_fitted()
         none = np.full(len(images), self.n_classes_)
         return self.adjusted(start='inversion', guidance=1.)._edit(images, none, none)
 

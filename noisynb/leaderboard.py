@@ -182,7 +182,7 @@ def readme(
     anchor = lambda text: re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-')
     text = ['# Reports', '', f'{runs} runs, made by `noisynb run` and gathered by `noisynb report`; this page is generated. Best mean accuracy first. '
             'The same with tables that sort, and a plot: [index.html](index.html), to be opened from a clone.', '', intro, '']
-    text += [f'- [{_md(_title(entries))}](#{anchor(_title(entries))}): {len(entries)} methods, best {_md(entry_name(top[0][1]))} with {spread(_column(top, "test_accuracy"))} '
+    text += [f'- [{_md(_title(entries))}](#{anchor(_title(entries))}): {len({runs[0][1]["method"] for runs in entries.values()})} methods, best {_md(entry_name(top[0][1]))} with {spread(_column(top, "test_accuracy"))} '
              f'(n\u202f=\u202f{len(top)})' for entries in tables for top in [_best_first(entries)[0]]]
     return '\n'.join(text + [''] + [line for entries in tables for line in _table(entries, folder)])
 
@@ -206,7 +206,7 @@ def board(
 <style>
 {style}</style></head>
 <body><main><h1>Leaderboard</h1>
-<p class="lede">{runs} runs on {len(tables)} noisy data sets, every number with the page that made it.</p>
+<p class="lede">{runs} runs on {len(tables)} noisy data sets, every number with the page that made it, or with its record.</p>
 <p>{intro} Made by <code>noisynb report</code> from the records beside it.</p>
 <ul class="index">{index}</ul>
 {_figure(tables)}

@@ -271,7 +271,7 @@ def history(
         ax.set(xlabel='epoch', ylabel=label)
         ax.grid(axis='y')
         ax.legend(fontsize=8.5)
-    ends = ', '.join(f'{k.replace("_", " ")} {rows[-1][k]:.3g}' for k in names)
+    ends = ', '.join(f'{k.replace("_", " ")} {rows[-1][k]:.3g}' for keys in panels.values() for k in keys)
     return Picture(figure, f'{title}: {len(rows)} epochs; at the end {ends}.')
 
 # %% ../nbs/31_plots.ipynb #6419f596

@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import NoisynbError, Table, atomic_write
 from .grids import Job, made_by, plan, read_record
 from .engines import Local
-from .reports import seconds as told
+from . import reports
 
 # %% ../nbs/33_sweeps.ipynb #292af9cc
 def _time(
@@ -245,7 +245,7 @@ class _Sweep:
         left = self.estimate.left([j for j in self.todo + self.others if j not in self.lost], [(j, now - t) for j, t in self.begun.items()], self.engine.lanes)
         accuracy = None if failure else read_record(job.path).get('test_accuracy')
         said = f'FAILED: {failure["message"]}' if failure else 'not tested' if accuracy is None else f'{accuracy:.1%}'
-        self.say(f'{r.before + r.done + len(r.failed):,}/{r.total:,}  {job}: {said}' + (f' ({told(seconds)})' if seconds else '') + (f'; {told(left)} left' if left else ''))
+        self.say(f'{r.before + r.done + len(r.failed):,}/{r.total:,}  {job}: {said}' + (f' ({reports.seconds(seconds)})' if seconds else '') + (f'; {reports.seconds(left)} left' if left else ''))
 
     def run(self):
         while self.todo or self.begun or self.others:
@@ -295,7 +295,7 @@ def survey(
         bad = [j for j in todo if ledger.failed(j.key)]
         todo = [j for j in todo if j not in bad]
         left, every = estimate.left(todo, [], 1), every + todo
-        rows.append({'method': method, 'data set': data, 'runs': len(jobs), 'finished': len(jobs) - len(todo) - len(bad), 'failed': len(bad), 'to do': len(todo), 'time': told(left) if left else '?'*bool(todo)})
+        rows.append({'method': method, 'data set': data, 'runs': len(jobs), 'finished': len(jobs) - len(todo) - len(bad), 'failed': len(bad), 'to do': len(todo), 'time': reports.seconds(left) if left else '?'*bool(todo)})
     total = {k: sum(r[k] for r in rows) for k in ('runs', 'finished', 'failed', 'to do')}
     left = estimate.left(every, [], 1)
-    return Table(rows + [{'method': 'all', 'data set': ''} | total | {'time': told(left) if left else '?'*bool(every)}])
+    return Table(rows + [{'method': 'all', 'data set': ''} | total | {'time': reports.seconds(left) if left else '?'*bool(every)}])

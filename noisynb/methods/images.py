@@ -193,7 +193,7 @@ class ImageMethod(Workshop, NoisyLabelClassifier, ABC):
         X = check_images(self, X.at(int(self.resize)) if self.resize else X, reset=True)
         self.classes_, codes = check_labels(y, len(X))
         try:
-            if len(self.classes_) < 2: raise NoisynbError(f'y holds one class only, {self.classes_[0]!r}; a network needs two to tell apart')
+            if len(self.classes_) < 2: raise NoisynbError(f'y holds one class only, {self.classes_[0]}; a network needs two to tell apart')
             with self._machine(): self._learn(X, codes, watch)
         except BaseException: # half a fit is no fit: also after Ctrl-C
             for name in self._fitted(): delattr(self, name)

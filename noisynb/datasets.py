@@ -269,8 +269,10 @@ def _lost(name, folder, sources):
             continue
         rows.append(f'  {folder/s.places[-1]}  from {s.url}')
         if s.inside: rows.append(f'    or the folder {folder/s.places[0]} with {", ".join(s.inside)}')
-        else: rows.append(f'    or {", ".join(s.places[:-1])}')
-    first = f'{len(sources)} of its files are missing. Put them there, or fetch them (noisynb fetch {name}, or load({name!r}, download=True)):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
+        elif s.places[1:]: rows.append(f'    or {", ".join(str(folder/p) for p in s.places[:-1])}')
+    words, arguments = ('', '') if folder == data_folder() else (f' --data-dir {folder}', f', {str(folder)!r}')
+    many, them = ('a file is', 'it') if len(sources) == 1 else (f'{len(sources)} of its files are', 'them')
+    first = f'{many} missing. Put {them} there, or fetch {them} (noisynb fetch {name}{words}, or load({name!r}{arguments}, download=True)):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
     return '\n'.join([f'{name}: {first}', *rows])
 
 def load(

@@ -310,7 +310,7 @@ def _column(
     if hits: return hits[0]
     if asked: raise NoisynbError(f'no column {asked!r} for the {role}; there are: {shown}')
     if role == 'split': return None
-    raise NoisynbError(f'no column has a usual name for the {role}, such as {", ".join(_usual[role][:3])}; there are: {shown}. Give {role}_column=...')
+    raise NoisynbError(f'no column has a usual name for the {role}, such as {", ".join(_usual[role][:3])}; there are: {shown}. Give {role}_column=... (on the command line -p {role}_column NAME)')
 
 def _csv_rows(path, choose):
     "Yield the chosen fields of each row of a CSV, None for a row with another number of fields than the header"

@@ -156,6 +156,14 @@ def test_lone_example_of_a_class_is_never_confirmed(blobs):
     y = y.copy(); y[7] = 9
     assert WANN().fit(X, y).k_star_[7] == 51
 
+def test_a_class_too_small_for_its_neighbourhoods_is_named(blobs):
+    X, y, *_ = blobs
+    keep = np.r_[np.flatnonzero(y == 0)[:3], np.flatnonzero(y == 1)]
+    with pytest.warns(UserWarning, match='class 0 has 3 examples, fewer than half of k_min = 11'): WANN().fit(X[keep], y[keep])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        WANN(k_min=5).fit(X[keep], y[keep])
+
 def test_quality_contract(blobs):
     X, y, _, truth = blobs
     for model in (WANN(), ANN(), KNN(), Corrected(), WANN(quality='reliability')):

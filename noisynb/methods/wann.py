@@ -337,6 +337,8 @@ class WANN(_Explain, _Edit):
 
     def _learn(self):
         near = self._others()
+        if len(self.classes_) > 1 and (few := np.bincount(self.codes_)).min() < self._k_min/2:
+            warnings.warn(f'class {self.classes_[few.argmin()]} has {few.min()} examples, fewer than half of k_min = {self._k_min}: neighbours can hardly confirm its labels; lower k_min')
         self.k_star_ = adaptive_sizes(self.codes_[near], self.codes_, len(self.classes_), self._k_min, self._k_max)
         self.reliability_ = 1/self.k_star_
         found = self._quality()

@@ -269,7 +269,7 @@ def _lost(name, folder, sources):
             continue
         rows.append(f'  {folder/s.places[-1]}  from {s.url}')
         if s.inside: rows.append(f'    or the folder {folder/s.places[0]} with {", ".join(s.inside)}')
-        elif s.places[1:]: rows.append(f'    or {", ".join(str(folder/p) for p in s.places[:-1])}')
+        elif s.places[1:]: rows.append(f'    or {", ".join(p if p[0] == "~" else str(folder/p) for p in s.places[:-1])}')
     words, arguments = ('', '') if folder == data_folder() else (f' --data-dir {folder}', f', {str(folder)!r}')
     many, them = ('a file is', 'it') if len(sources) == 1 else (f'{len(sources)} of its files are', 'them')
     first = f'{many} missing. Put {them} there, or fetch {them} (noisynb fetch {name}{words}, or load({name!r}{arguments}, download=True)):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'

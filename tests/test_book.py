@@ -77,7 +77,7 @@ def test_every_public_name_is_in_the_reference(path, pages):
 
 def test_a_name_is_described_as_its_source_does(pages):
     page = pages['api.noisynb.noise.html'].split('id="corrupt"')[1].split('<h2')[0]
-    assert re.search(r'<code>rate</code></th><td><code>float</code></td><td><code>0.0</code></td><td>\w', page)
+    assert re.search(r'<code>rate</code></th><td><code>float</code></td><td><code>None</code></td><td>\w', page)
     assert re.search(r'returns</th><td><code>Noisy</code>', page) and re.search(r'href="02_noise\.html#\w+"', page)
     assert 'id="NoisyLabelClassifier.suspects"' in pages['api.noisynb.methods.base.html']
 

@@ -84,7 +84,7 @@ class Noisy:
     kind: str                  # the kind of noise, or the name of the human labels
     scheme: str|None           # the convention it was drawn by
     rate_nominal: float|None   # the rate asked for; None for human labels
-    rates_nominal: np.ndarray|None # (C,) share of wrong labels to expect in each class
+    rates_expected: np.ndarray|None # (C,) share of wrong labels to expect in each class, by kind and scheme
     rates: np.ndarray          # (C,) share of wrong labels that came out
     transition: np.ndarray     # (C, C) what came out, rows are true classes; zeros for a class without examples
     counts: np.ndarray         # (C,) examples of each true class
@@ -101,7 +101,7 @@ class Noisy:
         classes=None, # names; None for numbers
     )->Table:
         "Asked for and realised, for each class"
-        asked = [None]*len(self.counts) if self.rates_nominal is None else self.rates_nominal.tolist()
+        asked = [None]*len(self.counts) if self.rates_expected is None else self.rates_expected.tolist()
         return Table([{'class': str(classes[i] if classes else i), 'examples': n, 'expected': a, 'realised': r}
                       for i, (n, a, r) in enumerate(zip(self.counts.tolist(), asked, self.rates.tolist()))])
 
@@ -142,14 +142,14 @@ def _iid(y, T, rate, to, seed):
     return np.where(flip, (y + g.integers(1, C, len(y))) % C if to is None else to[y], y)
 
 # %% ../nbs/02_noise.ipynb #50aa08fe
+def _cut(T, counts): return np.floor(T*counts[:, None])*(1 - np.eye(len(T))) # labels that move, for each pair of classes
+
 def _wann(y, T, rate, to, seed):
-    r, given = _source(seed, np.random.RandomState), y.copy()
-    for c, row in enumerate(T):
+    r, given, moved = _source(seed, np.random.RandomState), y.copy(), _cut(T, np.bincount(y, minlength=len(T))).astype(int)
+    for c in range(len(T)):
         left = np.flatnonzero(y == c)
-        counts = (row*len(left)).astype(int)
-        for t in np.flatnonzero(counts):
-            if t == c: continue
-            picked = r.choice(left, counts[t], replace=False)
+        for t in np.flatnonzero(moved[c]):
+            picked = r.choice(left, moved[c, t], replace=False)
             left, given[picked] = np.setdiff1d(left, picked), t
     return given
 
@@ -286,6 +286,9 @@ def corrupt(
     if n_classes is None and T is None and not hasattr(split, 'labels') and len(lost := np.setdiff1d(np.arange(C), y)):
         raise NoisynbError(f'labels go up to {C - 1}, and there is no {lost[0]}; give class numbers from 0 (numpy.unique(labels, return_inverse=True) makes them), or n_classes={C} if that class exists')
     if kind == 'none': return _record(y, y.copy(), C, kind, None, 0., np.zeros(C))
+    takes = dict(symmetric=('include_true',), asymmetric=('mapping',), instance=('features', 'standardize'), matrix=('matrix',)).get(kind, ())
+    for name, value in dict(matrix=matrix, mapping=mapping, include_true=include_true or None, features=features, standardize=standardize or None).items():
+        if value is not None and name not in takes: raise NoisynbError(f'{kind} noise takes no {name}; leave it out')
     scheme = scheme or ('iid' if kind == 'instance' else 'exact')
     if scheme not in schemes: raise unknown('scheme', scheme, schemes)
     draw, serves = _serves[scheme]
@@ -295,7 +298,8 @@ def corrupt(
     if T is None: T = transition(kind, rate, C, include_true or scheme == 'dividemix', mapping, superclasses)
     to = np.where(T.diagonal() < 1, (T - np.eye(C)*T).argmax(1), np.arange(C)) if kind in ('asymmetric', 'pair') else None
     given = draw(y, T, None if kind == 'matrix' else rate, to, seed)
-    expected = 1 - T.diagonal()
+    expected, counts = 1 - T.diagonal(), np.bincount(y, minlength=C)
+    if scheme == 'wann': expected = _cut(T, counts).sum(1)/np.maximum(counts, 1)
     return _record(y, given, C, kind, scheme, float(expected[y].mean()) if kind == 'matrix' else rate, expected)
 
 def _instance(split, y, rate, seed, scheme, C, features, standardize):

@@ -106,7 +106,7 @@ def test_instance_noise_takes_pixels_in_0_1_and_can_standardise_them():
 def test_expected_rates_of_instance_noise():
     for rate, mean in {.1: .1288, .2: .2055, .3: .3004, .4: .4, .5: .5}.items():
         noisy = corrupt(cycle[:20_000], 'instance', rate, features=np.ones((20_000, 1)))
-        assert noisy.rates_nominal == pytest.approx([mean]*10, abs=5e-5) and noisy.rate == pytest.approx(mean, abs=.015)
+        assert noisy.rates_expected == pytest.approx([mean]*10, abs=5e-5) and noisy.rate == pytest.approx(mean, abs=.015)
 
 
 # --- DivideMix, SMR, ProMix ---
@@ -131,7 +131,7 @@ def test_dividemix_reference_rates():
 def test_including_the_true_class_lowers_the_rate(rate, C, wrong):
     y = np.arange(20_000) % C
     for noisy in (corrupt(y, 'symmetric', rate, scheme='dividemix'), corrupt(y, 'symmetric', rate, include_true=True), corrupt(y, 'symmetric', rate, scheme='iid', include_true=True)):
-        assert noisy.rates_nominal == pytest.approx([wrong]*C) and noisy.rate_nominal == rate
+        assert noisy.rates_expected == pytest.approx([wrong]*C) and noisy.rate_nominal == rate
         assert noisy.rate == pytest.approx(wrong, abs=.015)
 
 
@@ -286,7 +286,7 @@ def test_human_labels():
     assert noisy.given.tolist() == [0, 1, 1, 3] and noisy.flipped.tolist() == [False, False, True, True]
     noisy.given[:] = 0
     assert part.human['worst'].tolist() == [0, 1, 1, 3]  # a copy
-    assert noisy.rate_nominal is None and noisy.rates_nominal is None and noisy.rates.tolist() == [0, 0, 1, 0]
+    assert noisy.rate_nominal is None and noisy.rates_expected is None and noisy.rates.tolist() == [0, 0, 1, 0]
     assert corrupt(part, 'mine').rate == .25 and [r['expected'] for r in noisy.table().rows] == [None]*4
     assert {'worst', 'aggre', 'random1', 'random2', 'random3', 'human'} <= set(kinds)
 
@@ -369,6 +369,18 @@ def test_long_tail_of_a_class_that_is_short_already():
 def test_bad_sizes(f, arg, words):
     with pytest.raises(NoisynbError, match=words): f(np.arange(20) % 2, arg)
     with pytest.raises(NoisynbError, match="'wann'"): f(np.arange(20) % 2, 1, scheme='wan')
+
+
+@pytest.mark.parametrize('kind, rate, more', [('symmetric', .6, {}), ('pair', .45, {}), ('asymmetric', .3, dict(mapping='cifar10')), ('symmetric', .2, dict(include_true=True))])
+def test_what_the_wann_scheme_lets_expect_is_what_comes_out(kind, rate, more):
+    noisy = corrupt(np.arange(997) % 10, kind, rate, scheme='wann', **more)
+    assert noisy.rates == pytest.approx(noisy.rates_expected) and noisy.rate > 0
+    assert corrupt(np.arange(300) % 100, 'symmetric', .6, scheme='wann').rates_expected.tolist() == [0]*100   # 60 % of three, spread over 99 classes
+
+@pytest.mark.parametrize('kind, more, word', [('symmetric', dict(matrix=np.eye(10)), 'matrix'), ('pair', dict(mapping='cifar10'), 'mapping'), ('pair', dict(include_true=True), 'include_true'),
+    ('symmetric', dict(features=np.zeros((5, 2))), 'features'), ('asymmetric', dict(mapping='cifar10', standardize=True), 'standardize')])
+def test_what_a_kind_does_not_use_is_refused(kind, more, word):
+    with pytest.raises(NoisynbError, match=f'{kind} noise takes no {word}'): corrupt(np.arange(50) % 10, kind, .4, **more)
 
 
 def test_no_class_vanishes_and_none_is_made_up():

@@ -278,9 +278,8 @@ def check(
     if isinstance(n_shown, bool) or not isinstance(n_shown, int) or n_shown < 0: raise NoisynbError(f'n_shown is {n_shown!r}; give the number of labels to show, 0 or more')
     own = isinstance(path, Dataset) or str(path) not in datasets and not str(path).endswith('.npz')
     if own and not isinstance(path, Dataset) and not Path(str(path)).expanduser().exists(): raise unknown('folder, table or data set', path, list(datasets))
-    known = isinstance(embedding, Extractor) or embedding == 'auto' or str(embedding).endswith('.npz')
+    known = isinstance(embedding, Extractor) or embedding == 'auto'
     check_run(method, 'digits' if own else str(path), data_dir, 'raw' if known else embedding, 'none' if own else noise_type, noise_rate, seed, device=device, options=options)
-    if str(embedding).endswith('.npz'): _file(embedding, data_dir)
     if not own: return None
     s = subject(path, noise_type, noise_rate, seed, path_column, label_column, data_dir)
     keep_out(out, s)

@@ -16,8 +16,7 @@ import numpy as np
 from filelock import FileLock
 from .core import NoisynbError, Result, atomic_write, cache_folder, check_number, fingerprint, hardware, peak_memory_mib, pick_device, provenance, threads, unknown, whole_number
 from .datasets import Dataset, available, datasets, load
-from .embeddings import Embedded, embed, parse
-from .extractors import _file, backbones
+from .embeddings import Embedded, check_name, embed, parse
 from .methods import make, method_class
 from .methods.base import NoisyLabelClassifier
 from .metrics import classification, correction, label_errors
@@ -35,12 +34,9 @@ def check(
     check_number(seed, 'seed', whole=True)
     if epochs is not None: whole_number(epochs, 'epochs')
     if time_budget is not None: check_number(time_budget, 'time_budget', above=True)
-    if not isinstance(embedding, (str, Path)): raise NoisynbError(f'embedding is {embedding!r}; give the name of a backbone, or a path')
     estimator(method, options, seed, epochs, time_budget, device)
     if not available(dataset, data_dir): load(dataset, data_dir)   # says which files are missing and where to put them
-    kind = parse(embedding)[0]
-    if str(embedding).endswith('.npz'): _file(embedding, data_dir)
-    if kind not in ('raw', 'pca', 'onnx', 'timm') and not str(embedding).endswith('.npz') and not Path(embedding).is_dir(): raise unknown('embedding', embedding, backbones)
+    check_name(embedding, data_dir)
     noises = ['none', *generated, *(datasets[dataset].human if dataset in datasets else ())]
     if noise_type not in noises: raise unknown(f'kind of noise for {dataset}', noise_type, noises)
     if noise_type in generated and not _between(noise_rate, 0, 1): raise NoisynbError(f'noise_rate is {noise_rate!r}; give the share of wrong labels, 0 to 1, such as 0.4')

@@ -13,7 +13,7 @@ from noisynb.files import Files
 from noisynb.methods import echoalign as module
 from noisynb.methods import make
 from noisynb.methods.base import load
-from noisynb.methods.echoalign import EchoAlign, TwoPhases, as_quality, group_weights, modes, near_votes, settings, trusted
+from noisynb.methods.echoalign import EchoAlign, TwoPhases, as_quality, group_weights, modes, near_votes, recipes, trusted
 from noisynb.training import Schedule
 from toys import stripes
 
@@ -41,16 +41,16 @@ def test_9_weights_of_an_empty_group():
     assert group_weights(0, 7) == (1., 1.) and group_weights(7, 0) == (1., 1.)
 
 def test_schedule_is_the_published_one():
-    rate = TwoPhases(Schedule(.1, 'step', at=settings['cifar10']['at']), 1 - settings['cifar10']['finetune'])
-    assert settings['cifar10']['epochs'] == 240
+    rate = TwoPhases(Schedule(.1, 'step', at=recipes['cifar10']['at']), 1 - recipes['cifar10']['finetune'])
+    assert recipes['cifar10']['epochs'] == 240
     published = [.1]*100 + [.01]*50 + [.001]*90
     assert [rate(e/240) for e in range(240)] == pytest.approx(published)
 
-def test_settings():
-    assert [settings[k]['threshold'] for k in ('cifar10', 'cifar100', 'cifar10n', 'clothing1m')] == [.52, .52, .43, .45]
-    assert [settings[k]['network'] for k in ('cifar10', 'cifar100', 'cifar10n', 'clothing1m')] == ['resnet18', 'resnet34', 'resnet18', 'timm:resnet50']
+def test_recipes():
+    assert [recipes[k]['threshold'] for k in ('cifar10', 'cifar100', 'cifar10n', 'clothing1m')] == [.52, .52, .43, .45]
+    assert [recipes[k]['network'] for k in ('cifar10', 'cifar100', 'cifar10n', 'clothing1m')] == ['resnet18', 'resnet34', 'resnet18', 'timm:resnet50']
     known = {f.name for f in dataclasses.fields(EchoAlign)}
-    assert all(set(row) == set(settings['small']) and set(row) <= known and row['mode'] in modes for row in settings.values())
+    assert all(set(row) == set(recipes['small']) and set(row) <= known and row['mode'] in modes for row in recipes.values())
 
 @few
 @given(seeds, st.floats(-1.5, 1.5))
@@ -213,7 +213,7 @@ def test_determinism_and_global_state(painter):
     assert (torch.random.get_rng_state() == before).all() and (X == images).all()
     other = small(features='early', random_state=1).fit(X, y)
     assert not (other.weights_['0']['head.weight'] == a.weights_['0']['head.weight']).all()
-    assert a.setting == 'auto' and a.mode is None and a.options_['mode'] == 'replace' and a.options_['setting'] == 'small'
+    assert a.recipe == 'auto' and a.mode is None and a.options_['mode'] == 'replace' and a.options_['recipe'] == 'small'
 
 class Stopped(Exception): pass
 
@@ -288,7 +288,7 @@ def test_budgets(painter, monkeypatch):
     small(epochs=30, time_budget=.002).fit(X, y)
     small(epochs=2, echomod_options=dict(epochs=7, time_budget=9.)).fit(X, y)
     small(epochs=4, echo_epochs=3).fit(X, y)
-    small(setting='fast', epochs=30, time_budget=.002).fit(X, y)
+    small(recipe='fast', epochs=30, time_budget=.002).fit(X, y)
     assert seen == [(2, None), (20, pytest.approx(.002/3)), (7, 9.), (3, None), (10, pytest.approx(.002/3))]
 
 def test_what_was_prepared_is_paid_for_once(painter, tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_what_was_prepared_is_paid_for_once(painter, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): small(checkpoint=str(tmp_path/'run'), time_budget=5.).fit(X, y)
     assert left[0] == left[1] < 5
 
-@pytest.mark.parametrize('options, message', [(dict(mode='replaced'), "did you mean 'replace'"), (dict(setting='cifar'), 'setting'), (dict(echomod='difusion'), "did you mean 'diffusion'"),
+@pytest.mark.parametrize('options, message', [(dict(mode='replaced'), "did you mean 'replace'"), (dict(recipe='cifar'), 'recipe'), (dict(echomod='difusion'), "did you mean 'diffusion'"),
     (dict(threshold='quantile:7'), 'share from 0 to 1'), (dict(finetune=1.), 'finetune is 1.0'), (dict(early=2.5), 'early is 2.5'), (dict(class_names=['a']), '1 class names'),
     (dict(echomod_options=dict(stps=3)), 'stps'), (dict(rounds=-1), 'rounds is -1'), (dict(rounds=1.5), 'rounds is 1.5'), (dict(noise_rate=40), 'noise_rate is 40'), (dict(echo_epochs=-3), 'echo_epochs is -3'), (dict(loss='cee'), 'loss')])
 def test_mistakes_are_refused(options, message):

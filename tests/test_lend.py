@@ -14,7 +14,7 @@ from noisynb.core import NoisynbError, torch_generator
 from noisynb.experiment import train
 from noisynb.methods import make
 from noisynb.methods.base import load
-from noisynb.methods.lend import LEND, LENDGraph, label_weights, presets, remember, soft_labels, start_labels, stratified_batches, weighted_loss
+from noisynb.methods.lend import LEND, LENDGraph, label_weights, recipes, remember, soft_labels, start_labels, stratified_batches, weighted_loss
 from noisynb.neighbors import NeighborGraph
 from noisynb.training import State
 from toys import gone_on, stripes
@@ -64,8 +64,8 @@ def test_weights():
 def small(**options):
     return LEND(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), epochs=4, batch_size=8, device='cpu', verbose=False) | options)
 
-kinds = [{}, dict(preset='code', history_start=1), dict(preset='paper'), dict(preset='code', graph='bank', bank=20, stratified=True),
-         dict(graph='bank', bank=20), dict(preset='paper', graph='set'), dict(weighting='softmax', history='none', steps=3)]
+kinds = [{}, dict(recipe='code', history_start=1), dict(recipe='paper'), dict(recipe='code', graph='bank', bank=20, stratified=True),
+         dict(graph='bank', bank=20), dict(recipe='paper', graph='set'), dict(weighting='softmax', history='none', steps=3)]
 
 @pytest.mark.parametrize('options', kinds)
 def test_contract(options, tmp_path):
@@ -82,15 +82,15 @@ def test_contract(options, tmp_path):
     again = load(model.save(tmp_path/'model.safetensors'))
     assert (again.predict_proba(X) == model.predict_proba(X)).all() and again.options_ == model.options_
 
-def test_presets():
+def test_recipes():
     "What the table of the specification says"
-    code, paper = presets['code'], presets['paper']
+    code, paper = recipes['code'], recipes['paper']
     assert (code['include_self'], code['coupling'], code['steps'], code['history'], code['history_start'], code['beta'], code['weighting']) == (True, 'out', 0, 'input', 10, .9, 'softmax')
     assert (paper['include_self'], paper['coupling'], paper['history'], paper['history_start'], paper['beta'], paper['weighting']) == (False, 'in', 'output', 0, .9, 'agree') and paper['steps'] > 0
     for p in (code, paper): assert (p['propagation'], p['batch_size'], p['epochs'], p['gamma'], p['graph'], p['warmup'], p['centre']) == (.99, 256, 200, 3., 'batch', 0, False)
     X, y, _ = stripes()
-    model = small(preset='code').fit(X, y)
-    assert model.options_ == dict(code, preset='code', epochs=4, batch_size=8)
+    model = small(recipe='code').fit(X, y)
+    assert model.options_ == dict(code, recipe='code', epochs=4, batch_size=8)
 
 def test_a_batch_against_a_plain_rebuild():
     "One epoch of `code`, written once more from the specification"
@@ -101,7 +101,7 @@ def test_a_batch_against_a_plain_rebuild():
             before = self._state.table[rows].clone()
             super()._of_batch(v, rows, epoch)
             steps.append((v.double().numpy(), self._codes[rows].numpy(), before.numpy(), self._state.table[rows].numpy(), epoch, label_weights(self._state.table[rows], self._codes[rows]).numpy()))
-    Spy(**small(preset='code', k=4, batch_size=16, history_start=2).get_params()).fit(X, y)
+    Spy(**small(recipe='code', k=4, batch_size=16, history_start=2).get_params()).fit(X, y)
     assert len(steps) == 4*3
     for v, codes, before, after, epoch, w in steps:
         b, A = len(v), np.zeros((len(v), len(v)))
@@ -173,7 +173,7 @@ def test_the_bank_holds_the_last_rows_once():
             rows[:] = [*b.tolist(), *(r for r in rows if r not in b)][:20]
             sizes.append(len(self._state.bank))
             assert self._state.bank_rows.tolist() == rows and len(self._state.bank) == len(rows)
-    Spy(**small(preset='code', graph='bank', bank=20).get_params()).fit(X, y)
+    Spy(**small(recipe='code', graph='bank', bank=20).get_params()).fit(X, y)
     assert sizes[:4] == [8, 16, 20, 20] and any(again) # at the turn of an epoch, rows come back while they are in the bank
 
 def test_warm_up_uses_all_labels():
@@ -189,14 +189,14 @@ def test_stratified_batches():
     assert torch.cat(found).tolist() != torch.cat(stratified_batches(codes, 20, torch_generator(1, 'order'))).tolist()
 
 @pytest.mark.parametrize('n, C, wrong', [(12, 2, .3), (48, 3, 0.), (48, 3, 1.), (4, 2, 0.)])
-@pytest.mark.parametrize('preset', presets)
-def test_ends_of_the_range(n, C, wrong, preset):
+@pytest.mark.parametrize('recipe', recipes)
+def test_ends_of_the_range(n, C, wrong, recipe):
     "Two classes, fewer images than a batch or than K, no wrong labels, wrong labels only"
     X, y, _ = stripes(n, C, wrong)
-    model = small(preset=preset, epochs=3, batch_size=64).fit(X, y)
+    model = small(recipe=recipe, epochs=3, batch_size=64).fit(X, y)
     assert np.isfinite(model.label_quality_).all() and len(model.history_) == 3
 
-@pytest.mark.parametrize('wrong, message', [(dict(preset='cod'), "did you mean 'code'"), (dict(graph='sett'), "did you mean 'set'"), (dict(weighting='soft'), 'weighting'), (dict(k=0), 'k is 0'),
+@pytest.mark.parametrize('wrong, message', [(dict(recipe='cod'), "did you mean 'code'"), (dict(graph='sett'), "did you mean 'set'"), (dict(weighting='soft'), 'weighting'), (dict(k=0), 'k is 0'),
     (dict(propagation=1.), 'propagation is 1'), (dict(beta=-1), 'beta is -1'), (dict(graph='bank'), 'give the number of rows'), (dict(history='both'), 'no history'),
     (dict(k=7.5), 'k is 7.5'), (dict(steps=2.5), 'steps is 2.5'), (dict(bank=100.5), 'bank is 100.5')])
 def test_mistakes(wrong, message):

@@ -42,7 +42,9 @@ _limits = dict.fromkeys(('epochs', 'batch_size', 'threads'), dict(low=1, whole=T
 
 # %% ../../nbs/21_methods.images.ipynb #8a59a36c
 class Recipes:
-    "For an `ImageMethod` with tables of `recipes` and `settings`: while `fit` runs, an option that is None has the value of its table"
+    "For an `ImageMethod` with a table of `recipes`, and maybe one of `settings` (noise that is known): while `fit` runs, an option that is None has the value of its table"
+    settings, sizes = {}, (('small', 5_000), ('medium', 20_000), ('fast', math.inf)) # sizes: the recipe that 'auto' takes for fewer images
+
     def fit(self, X, y, watch=None):
         "Fit on images `X` (n, h, w, c) uint8 and given labels `y` (n,)"
         given = self.get_params(deep=False)
@@ -52,17 +54,17 @@ class Recipes:
 
     def _options(self, n):
         "Recipe, setting and what was asked for by name, in this order"
-        recipe = self.recipe if self.recipe != 'auto' else 'small' if n < 5_000 else 'medium' if n < 20_000 else 'fast'
+        recipe = next(name for name, most in self.sizes if n < most) if self.recipe == 'auto' and self.sizes else self.recipe
         if recipe not in self.recipes: raise unknown('recipe', recipe, self.recipes)
         options = dict(self.recipes[recipe])
-        if self.setting is not None:
+        if self.settings and self.setting is not None:
             if self.setting not in self.settings: raise unknown('setting', self.setting, self.settings)
             warmup, more = self._of_setting(options, *self.settings[self.setting])
             options |= more | (dict(warmup=warmup) if options['warmup'] >= 1 else {})
         return dict(recipe=recipe) | options | {k: getattr(self, k) for k in options if getattr(self, k) is not None}
 
     def _schedule(self, **defaults):
-        asked, known = self.schedule_options or {}, [f.name for f in fields(Schedule)][2:]
+        asked, known = getattr(self, 'schedule_options', None) or {}, [f.name for f in fields(Schedule)][2:]
         for k in asked:
             if k not in known: raise unknown('key of schedule_options', k, known)
         return Schedule(self.learning_rate, self.schedule, **defaults | asked)

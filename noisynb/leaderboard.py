@@ -180,7 +180,7 @@ def readme(
     "The leaderboard as Markdown"
     runs = sum(len(runs) for entries in tables for runs in entries.values())
     anchor = lambda text: re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-')
-    text = ['# Reports', '', f'{runs} runs, made by `noisynb run` and gathered by `noisynb report`; this page is generated. Best mean accuracy first. '
+    text = ['# Reports', '', f'{runs} runs, made by `noisynb run` and gathered by `noisynb report`; this page is generated. In each table the best mean accuracy comes first. '
             'The same with tables that sort, and a plot: [index.html](index.html), to be opened from a clone.', '', intro, '']
     text += [f'- [{_md(_title(entries))}](#{anchor(_title(entries))}): {len({runs[0][1]["method"] for runs in entries.values()})} methods, best {_md(entry_name(top[0][1]))} with {spread(_column(top, "test_accuracy"))} '
              f'(n\u202f=\u202f{len(top)})' for entries in tables for top in [_best_first(entries)[0]]]

@@ -257,7 +257,7 @@ def test_notebook_from_papermill_to_page(tmp_path):
     assert json.loads(reports.write_json(out).read_text()) == reports.read_result(out)
     page = BeautifulSoup(reports.write_page(out).read_text(), 'html.parser')
     headings = [h.get_text() for h in page.find_all(['h1', 'h2'])]
-    assert headings[0] == 'WANN on mine, 30\u202f% symmetric noise, seed 0' and headings[1:] == ['The data', 'What it thinks of each label', 'The most suspicious labels', 'What it cost', 'Where the numbers come from', 'The record']
+    assert headings[0] == 'WANN on mine, 30\u202f% symmetric noise, seed 0' and headings[1:] == ['The data', 'Label quality', 'The most suspicious labels', 'What it cost', 'Where the numbers come from', 'The record']
     assert not page.find_all('script') and 'given: <script>alert(1)</script>' in page.get_text() and page.find_all('img') and all(img['alt'] for img in page.find_all('img'))
     assert out.with_suffix('.html').stat().st_size < 300_000 and str(tmp_path) not in page.get_text()
     errors = [o for c in nbformat.read(out, 4).cells for o in c.get('outputs', []) if o.output_type in ('error', 'stream')]

@@ -21,7 +21,7 @@ quick = settings(max_examples=25, deadline=None, suppress_health_check=list(Heal
 @pytest.fixture(autouse=True)
 def no_clamp_warnings():
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='k_max is lowered')
+        for message in 'k_max is lowered', '.*fewer than half of k_min': warnings.filterwarnings('ignore', message=message)
         yield
 
 def column(*x): return np.array(x, float)[:, None]

@@ -6,7 +6,7 @@
 __all__ = ['backbones', 'pixels', 'pca', 'Extractor', 'onnx_extractor', 'timm_extractor']
 
 # %% ../nbs/10_extractors.ipynb #61513569
-import difflib, math, warnings
+import difflib, math, mmap, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,10 +170,9 @@ def onnx_extractor(
         if batch: x = np.concatenate([x, x[:1].repeat(-len(x) % batch, 0)]) # a fixed batch is filled up
         f = np.concatenate([rows(x[i:i+(batch or len(x))]) for i in range(0, len(x), batch or len(x))])[:len(images)]
         return f.mean((2, 3)) if f.ndim == 4 else f
-    model = np.memmap(path, mode='r')
-    names = bytes(model) # large models keep their weights in files beside, which they name
-    beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.stat().st_size and p.name.encode() in names)
-    weights = fingerprint(model, *(np.memmap(p, mode='r') for p in beside))
+    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as model: # large ones keep their weights in files beside, which they name
+        beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.stat().st_size and model.find(p.name.encode()) >= 0)
+    weights = fingerprint(*(np.memmap(p, mode='r') for p in (path, *beside)))
     transform = f'{size} px bicubic (torch), mean {centre.ravel().tolist()}, std {scale.ravel().tolist()}'
     return Extractor(f'onnx:{path.name}', weights, transform, run)
 

@@ -345,7 +345,7 @@ def long_tail(
     if C < 2: raise NoisynbError('a long tail needs two classes or more, and there is one')
     if scheme not in (None, 'exact', 'wann'): raise unknown('scheme', scheme, ('exact', 'wann'))
     keep = np.array([int(len(y)//C * ratio**(c/(C-1))) for c in range(C)])
-    if not keep.all(): raise NoisynbError(f'ratio is {ratio:g}, which leaves class {keep.argmin()} without examples; give {C/len(y):.2g} or more')
+    if scheme != 'wann' and not keep.all(): raise NoisynbError(f'ratio is {ratio:g}, which leaves class {keep.argmin()} without examples; give {C/len(y):.2g} or more')
     if scheme != 'wann':
         g = _source(seed, np.random.Generator, lambda s: generator(s, 'long tail'))
         return np.sort(np.concatenate([g.choice(np.flatnonzero(y == c), min(k, counts[c]), replace=False) for c, k in enumerate(keep)]))

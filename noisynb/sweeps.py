@@ -117,8 +117,8 @@ class Ledger:
 
     def release(self, key):
         "Give the run free: our claim goes, and those of the dead before it, but none of who came after"
-        own = self.mine.pop(key)
-        for path in self._held(key):
+        own = self.mine.pop(key, None)
+        for path in self._held(key) if own else ():
             if int(path.suffix[1:]) <= int(own.suffix[1:]): path.unlink(missing_ok=True)
 
     def failed(self, key):

@@ -148,8 +148,9 @@ def execute(
             _tidy(draft, notebook, out)
             names = [Path(page(draft)).name for page in pages or ()] + [out.name]*keep
             for name in names: os.replace(Path(aside)/name, out.parent/name)
-            for suffix in '.json', '.html', '.ipynb': # those of an earlier run that this one does not make
-                if out.with_suffix(suffix).name not in names: out.with_suffix(suffix).unlink(missing_ok=True)
+            for suffix, mark in {'.json': '"provenance"', '.html': 'content="noisynb"', '.ipynb': '"papermill"'}.items(): # of an earlier run, where this one makes none
+                old = out.with_suffix(suffix)
+                if old.name not in names and old.is_file() and mark in old.read_text(encoding='utf-8', errors='replace'): old.unlink()
         return [out.parent/name for name in names]
     except (PapermillExecutionError, DeadKernelError) as e: raise _stopped(notebook, e) from None
     except OSError as e:

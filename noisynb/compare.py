@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Setting', 'select', 'accuracy_table', 'detection_table', 'cost_table', 'accuracy_figure', 'learning_figure',
            'sign_flip', 'holm', 'Pair', 'pairs', 'corrected', 'difference_table', 'order_table', 'overlap',
-           'overlap_figure', 'votes_table', 'errors_told', 'hardest', 'heading_block', 'sources']
+           'overlap_figure', 'votes_table', 'errors_told', 'hardest', 'part', 'heading_block', 'sources']
 
 # %% ../nbs/35_compare.ipynb #401e65b0
 import glob, html, json, math, statistics
@@ -357,6 +357,13 @@ def _whole(r, data_dir) -> bool:
     return len(rows) == r['n_train']
 
 # %% ../nbs/35_compare.ipynb #5f42dc2f
+def part(
+    tag: str, # 'h2', 'h3' or 'p'
+    text: str, # with names that come from records
+) -> Block:
+    "A heading or a sentence in which all is text"
+    return Block(f'<{tag}>{html.escape(text)}</{tag}>', text)
+
 def heading_block(settings: list) -> Block:
     "Title of the page and one sentence"
     runs = sum(len(r) for s in settings for r in s.runs.values()); methods = {m for s in settings for m in s.runs}

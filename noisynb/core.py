@@ -10,7 +10,7 @@ __all__ = ['NoisynbError', 'MissingExtra', 'unknown', 'check_number', 'whole_num
 
 # %% ../nbs/00_core.ipynb #db21e1c1
 import difflib, hashlib, html, importlib, json, math, numbers, os, platform, subprocess, sys, time, zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -133,7 +133,8 @@ def atomic_path(
         os.replace(tmp, path)
     except OSError as e:
         raise NoisynbError(f'cannot write {path}: {e.strerror or e}; free some space or choose a folder that you may write to') from e
-    finally: tmp.unlink(missing_ok=True) if tmp.parent.is_dir() else None
+    finally:
+        with suppress(OSError): tmp.unlink() # not there any more, or on a disk that cannot be written
 
 def atomic_write(
     path, # the file to be written
@@ -275,7 +276,7 @@ def versions()->dict: # by distribution name
 def threads()->int:
     "Processor threads that this process may use"
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min([n] + [max(1, int(os.environ[k])) for k in ('OMP_NUM_THREADS',) if os.environ.get(k, '').isdigit()])
+    return min([n] + [max(1, int(os.environ[k])) for k in ('OMP_NUM_THREADS',) if os.environ.get(k, '').isdecimal()])
 
 @contextmanager
 def processor_threads(n:int):

@@ -178,7 +178,8 @@ def unpack(
     n: int, # how many examples there were
 ) -> np.ndarray: # (n,) bool
     "The mask that `pack` was given"
-    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    try: bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    except ValueError as e: raise NoisynbError(f'the single answers of a record cannot be read ({e}); make the record again') from e
     if len(bits) != -(-n//8): raise NoisynbError(f'{len(bits)} bytes do not hold one bit for each of {n:,} examples; make the record again')
     return np.unpackbits(bits, count=n).astype(bool)
 

@@ -136,13 +136,13 @@ def read_record(
 ): # dict, or None where there is none that can be read
     "The record of a run"
     try: found = json.loads(Path(path).with_suffix('.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return None
-    return found if isinstance(found, dict) and 'provenance' in found else None
+    except (OSError, ValueError, RecursionError): return None
+    return found if isinstance(found, dict) and isinstance(found.get('provenance'), dict) else None
 
 def made_by(record:dict): # hash, or None where the command can't be understood
     "The hash of the configuration that made a record"
     try: return digest(asked(record))
-    except (NoisynbError, KeyError, ValueError): return None
+    except (NoisynbError, KeyError, ValueError, TypeError, AttributeError): return None
 
 # %% ../nbs/31_grids.ipynb #082e4531
 @dataclass(frozen=True, eq=False)

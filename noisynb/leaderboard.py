@@ -9,6 +9,7 @@ __all__ = ['intro', 'readme', 'board', 'leaderboard']
 import base64, hashlib, html, re, statistics
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 from .core import NoisynbError, atomic_write
 from .reports import entry_name, gather, heading, measured_on, memory, page_of, percent, seconds, spread
 
@@ -17,7 +18,7 @@ _three = lambda x: f'{x:.3f}'
 
 def _md(text) -> str:
     "Text that stays text in a Markdown table"
-    return re.sub(r'([\\`*_\[\]|~$])', r'\\\1', html.escape(str(text), quote=False)).replace('\n', ' ')
+    return re.sub(r'([\\`*_\[\]|~$])', r'\\\1', html.escape(re.sub(r'[\r\n\v\f\x85\u2028\u2029]+', ' ', str(text)), quote=False))
 
 def _column(runs, key) -> list: return [r.get(key) for _, r in runs]
 
@@ -82,7 +83,9 @@ def _scale(entries) -> tuple: # two accuracies
     return int(20*min(means))/20, min(1., -int(-20*max(means) - .9999)/20)
 
 # %% ../nbs/36_leaderboard.ipynb #1f631d4c
-def _link(path, folder, text) -> str: return f'<a href="{_e(page_of(path).relative_to(folder).as_posix())}">{text}</a>'
+def _link(path, folder, text) -> str:
+    href = quote(page_of(path).relative_to(folder).as_posix(), safe='/=+,')
+    return f'<a href="{_e(href)}">{text}</a>'
 
 def _line(runs, folder, low, high, printed) -> str:
     "One row of a table to sort"

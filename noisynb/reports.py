@@ -272,10 +272,10 @@ def _mend(page: str) -> str:
     "Take out what a page must not have, and put in what every reader needs"
     from bs4 import BeautifulSoup
     soup = BeautifulSoup(page, 'html.parser')
-    for tag in soup(['script', 'iframe', 'object', 'embed', 'base', 'form']): tag.decompose()
+    for tag in soup(['script', 'iframe', 'object', 'embed', 'base', 'form']) + soup.body(['meta', 'link', 'input', 'button', 'video', 'audio', 'source', 'set', 'animate']): tag.decompose()
     for tag in soup.find_all(True):
         safe = r'data:(image/|,)|#|https?://' if tag.name == 'a' else r'data:(image/|,)'   # a link may lead out, nothing is fetched
-        unsafe = lambda name: name.startswith('on') or name in ('href', 'src', 'srcset') and not re.match(safe, str(tag[name]).strip())
+        unsafe = lambda name: name.startswith('on') or name in ('href', 'src', 'srcset', 'xlink:href', 'formaction', 'action', 'poster', 'background') and not re.match(safe, str(tag[name]).strip())
         for name in filter(unsafe, list(tag.attrs)): del tag[name]
     for th in soup.select('thead th:not([scope])'): th['scope'] = 'col'
     for th in soup.select('tbody th:not([scope])'): th['scope'] = 'row'

@@ -33,7 +33,7 @@ def finished(
 )->bool:
     "Whether the files of a run are there, made by its configuration"
     r = read_record(job.path)
-    if not r or made_by(r) != job.key or since and r['provenance']['created'] < since: return False
+    if not r or made_by(r) != job.key or since and str(r['provenance'].get('created')) < since: return False
     return not job.pages or all(job.path.with_suffix(s).exists() for s in ('.ipynb', '.html'))
 
 # %% ../nbs/33_sweeps.ipynb #7b9d8dcb
@@ -69,7 +69,7 @@ class Ledger:
             except OSError as e: raise NoisynbError(f'cannot write to {self.folder.parent} ({e.strerror}); choose another folder with -o') from e
         return self
 
-    def _held(self, key): return sorted(self.claims.glob(f'{key}.*'), key=lambda p: int(p.suffix[1:]))
+    def _held(self, key): return sorted((p for p in self.claims.glob(f'{key}.*') if p.stem == key and p.suffix[1:].isdecimal()), key=lambda p: int(p.suffix[1:]))
 
     def _who(self, pid):
         import psutil
@@ -82,9 +82,9 @@ class Ledger:
         try:
             age = self._age(held[-1])
             who = json.loads(held[-1].read_text())
+            return _alive(who['pid'], who['started']) if who['host'] == self.host else age < patience
         except FileNotFoundError: return False
-        except ValueError: return age < patience # just being written
-        return _alive(who['pid'], who['started']) if who['host'] == self.host else age < patience
+        except (ValueError, KeyError, TypeError): return age < patience # just being written, or damaged
 
     def _age(self, path):
         "Seconds since the last sign of life, by the clock of the disk"
@@ -123,8 +123,9 @@ class Ledger:
 
     def failed(self, key):
         "What is known of a failure, or None"
-        try: return json.loads((self.failures/f'{key}.json').read_text())
+        try: found = json.loads((self.failures/f'{key}.json').read_text())
         except (OSError, ValueError): return None
+        return found if isinstance(found, dict) and 'message' in found else None
 
     def fail(self, job, message, log, seconds):
         atomic_write(self.failures/f'{job.key}.json', json.dumps(dict(run=repr(job), command=shlex.join(['noisynb', *job.words(job.path.name)]), message=message, seconds=seconds, log=log[-20_000:]), indent=1))
@@ -137,11 +138,14 @@ class Ledger:
 
     def times(self):
         "(what is alike, seconds) of all runs so far"
-        try: lines = self.log.read_text().splitlines()
+        try: lines = self.log.read_text(errors='replace').splitlines()
         except OSError: lines = []
         for line in lines:
-            try: row = json.loads(line); yield row['alike'], row['seconds']
-            except (ValueError, KeyError): pass # cut off by a full disk
+            try:
+                row = json.loads(line)
+                alike, seconds = list(map(str, row['alike'])), float(row['seconds'])
+            except (ValueError, KeyError, TypeError): continue # cut off by a full disk
+            yield alike, seconds
 
 # %% ../nbs/33_sweeps.ipynb #9d407cad
 def _alike(job):

@@ -7,7 +7,7 @@ __all__ = ['schedules', 'ImageSet', 'FileSet', 'image_set', 'batches', 'autocast
            'evaluate', 'Schedule', 'Rate', 'State', 'write_checkpoint', 'read_checkpoint', 'train']
 
 # %% ../nbs/16_training.ipynb #9a9439bb
-import math, time
+import math, time, zipfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -294,7 +294,10 @@ def read_checkpoint(
     identity:dict|None=None, # what it has to agree on
 )->dict|None: # None if there is none
     "What was written, if it is of the same run"
-    try: content = torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with zipfile.ZipFile(path) as z:
+            if damaged := z.testzip(): raise ValueError(f'the bytes of {damaged} have changed')
+        content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: return None
     except Exception as e: # what torch.load raises for bytes that it did not write can be anything
         raise NoisynbError(f'{path} is no readable checkpoint ({str(e).partition(chr(10))[0][:100]}); remove it to start anew, or give another path') from e

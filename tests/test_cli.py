@@ -184,11 +184,13 @@ def test_a_run_moves_everything_at_once(toy, tmp_path, monkeypatch):
     assert done.metadata.papermill.output_path == 'out/a.ipynb' and str(tmp_path) not in Path('out/a.ipynb').read_text()
 
 def test_what_an_earlier_run_left_does_not_stay_beside_a_new_record(toy, tmp_path):
-    page = lambda kind: lambda draft: draft.with_suffix(kind) if draft.with_suffix(kind).write_text('new') else None
+    page = lambda kind: lambda draft: draft.with_suffix(kind) if draft.with_suffix(kind).write_text('"provenance" <meta name="generator" content="noisynb">') else None
     cli.execute(toy('1'), tmp_path/'a.ipynb', dict(method='wann', seed=7), [page('.json'), page('.html')])
-    (tmp_path/'a.csv').write_text('of somebody else')
+    for name in 'a.csv', 'b.html': (tmp_path/name).write_text('of somebody else')
     cli.execute(toy('1'), tmp_path/'a.ipynb', dict(method='wann', seed=7), [page('.json')], keep=False)
     assert {p.name for p in tmp_path.glob('a.*')} == {'a.json', 'a.csv'}
+    cli.execute(toy('1'), tmp_path/'b.ipynb', dict(method='wann', seed=7), [page('.json')], keep=False)
+    assert (tmp_path/'b.html').read_text() == 'of somebody else'   # is left alone
 
 def test_an_executed_notebook_says_a_table_once(toy, tmp_path):
     class_ = "class T:\n    def _repr_html_(self): return '<p>x'\n    def __repr__(self): return 'y'*self.n\n"

@@ -222,6 +222,15 @@ def test_page_from_the_command(tmp_path, capsys, monkeypatch):
     assert all(th.get_text(strip=True) for th in page.find_all('th')) and all(len(i['alt']) > 5 for i in page.find_all('img')) and len(page.find_all('img')) >= 3
     assert 'Traceback' not in text and not page.select('.stderr')
 
+def test_names_on_the_page_are_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nasty = '<meta http-equiv="refresh" content="0;url=http://x"><style>main{display:none}</style>a*b*'
+    e = random(0).random(200) < .2
+    keep(tmp_path/'r', *(record(m, 0, e, dataset=nasty) for m in ('wann', 'knn')))
+    assert cli.main(['compare', 'r', '-o', 'c.html']) == 0
+    page = BeautifulSoup((tmp_path/'c.html').read_text(), 'html.parser')
+    assert not page.body.find_all('meta') and any(nasty in h.get_text() for h in page.find_all('h2')) and not any('display:none' in s.get_text() for s in page.find_all('style'))
+
 def test_mistakes_of_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, message in ((['nowhere'], 'neither a record'), ([str(keep(tmp_path/'x', record())), '-o', 'page.txt'], 'ends in .html'), (['x', '-p', 'metod', 'knn'], "did you mean 'method'")):

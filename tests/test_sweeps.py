@@ -293,6 +293,20 @@ def test_another_machine_is_dead_when_it_stays_silent(tmp_path):
     there.beat(['abc'])
     assert here.busy('abc')
 
+@pytest.mark.parametrize('content', ['null', '{}', '5', '{"host": "HERE", "pid": "x", "started": 0}', '{"host": "HERE", "pid": -1, "started": "x"}', ''])
+def test_what_others_put_among_the_claims_stops_nothing(tmp_path, content):
+    ledger = sweeps.Ledger(tmp_path).open()
+    damaged, foreign = (tmp_path/'.noisynb-sweep/claims'/name for name in ('abc.1', 'abc.1.sync-conflict'))
+    damaged.write_text(content.replace('HERE', ledger.host))
+    foreign.write_text('x')
+    os.utime(damaged, (time.time() - 2*sweeps.patience,)*2)
+    assert ledger.claim('abc') and sweeps.Ledger(tmp_path).busy('abc')
+    ledger.release('abc')
+    assert {p.name for p in foreign.parent.glob('abc*')} == {foreign.name}
+    (tmp_path/'.noisynb-sweep/log.jsonl').write_bytes(b'null\n5\n{"alike": ["x"], "seconds": null}\n\xff\n{"alike": ["a"], "seconds": 2}\n')
+    (tmp_path/'.noisynb-sweep/failed/abc.json').write_text('5')
+    assert list(ledger.times()) == [(['a'], 2.)] and ledger.failed('abc') is None
+
 def test_one_of_many_takes_over(tmp_path):
     ledgers = [sweeps.Ledger(tmp_path).open() for _ in range(8)]
     (tmp_path/'.noisynb-sweep/claims/abc.1').write_text(json.dumps(dict(host=ledgers[0].host, pid=2**22 + 1, started=0.)))

@@ -250,6 +250,16 @@ def test_checkpoints_that_are_none(tmp_path, content, capsys):
     with pytest.raises(NoisynbError, match='give another path'): read_checkpoint(path)
     assert capsys.readouterr().out == ''
 
+def test_a_bit_that_has_changed_is_noticed(tmp_path):
+    path = tmp_path/'a.pt'
+    write_checkpoint(path, dict(identity={}, weights=torch.arange(4000.)))
+    whole = path.read_bytes()
+    at = whole.index(torch.arange(100., 110.).numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+    with pytest.raises(NoisynbError, match='no readable checkpoint .*have changed'): read_checkpoint(path)
+    path.write_bytes(whole)
+    assert (read_checkpoint(path)['weights'] == torch.arange(4000.)).all()
+
 def test_no_checkpoint_is_no_error(tmp_path): assert read_checkpoint(tmp_path/'none.pt') is None
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

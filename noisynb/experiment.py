@@ -142,7 +142,7 @@ def _alone(path):
     "Who comes second waits, and finds what the first has made; the lock of a process that died is free"
     lock = FileLock(path)
     try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire()
-    except (OSError, NotImplementedError) as e:
+    except (OSError, NotImplementedError) as e: # the second is what FileLock raises where the disk knows no locks
         warnings.warn(f'the cache folder cannot be locked ({getattr(e, "strerror", None) or type(e).__name__}), so runs side by side may search for the same neighbours; name a folder on a local disk with NOISYNB_CACHE')
     try: yield
     finally: lock.release()

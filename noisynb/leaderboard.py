@@ -173,7 +173,7 @@ def _figure(tables) -> str:
 
 # %% ../nbs/36_leaderboard.ipynb #9615b131
 intro = ('Accuracy is measured on test images with right labels. AUROC and average precision say how well the wrong training labels are ranked, F1 how well they are '
-         'flagged. Where there are two seeds or more: mean ± sample standard deviation. Fit is the wall time of fitting, neighbour search included, beside the hardware '
+         'flagged. Where there are two seeds or more: mean ± sample standard deviation, or the value alone if all gave the same. Fit is the wall time of fitting, neighbour search included, beside the hardware '
          'it was measured on. Published: a figure that a source prints for the same setting.')
 
 def readme(

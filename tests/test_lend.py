@@ -133,6 +133,7 @@ def test_a_warmup_that_is_over_stays_over(method, warmup, lengths, warm):
     model = make(method, warmup=warmup)
     model._state = State(start=None)
     assert [model._warming(e, SimpleNamespace(epochs=n)) for e, n in enumerate(lengths)] == [e < warm for e in range(len(lengths))]
+    assert model._state.start == warm   # from which ramps count
 
 @pytest.mark.parametrize('options', kinds)
 @pytest.mark.parametrize('stop', [1, 3])

@@ -48,7 +48,7 @@ lab: $(stamp) $(wraps)
 report: $(page) | $(wraps)
 	@echo 'Open $(page); its numbers are in $(notdir $(page:.html=.json)) beside it.'
 
-$(page): $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb/*/*.py noisynb/templates/report/*)
+$(page): $(stamp) nbs/run_method.ipynb $(wildcard noisynb/*.py noisynb/*/*.py noisynb/*/*/*.py noisynb/templates/report/*)
 	$(bin)/noisynb run wann -p dataset digits -p noise_type instance -p noise_rate 0.4 -p seed 0 -o $(page:.html=.ipynb)
 
 # One thread per worker: the workers are forked from a parent that ran nothing parallel, and share the cores.
@@ -67,13 +67,13 @@ test-browser: $(stamp) | $(wraps)
 
 benchmarks: $(stamp)
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' -c constraints.txt
-	$(bin)/jupyter execute --inplace --timeout=-1 nbs/benchmarks.ipynb nbs/benchmarks_training.ipynb nbs/benchmarks_peers.ipynb nbs/benchmarks_audit.ipynb; status=$$?; $(bin)/nbdev_clean; exit $$status
+	$(bin)/jupyter execute --inplace --timeout=-1 nbs/90_appendix/benchmarks*.ipynb; status=$$?; $(bin)/nbdev_clean; exit $$status
 
 docs: $(stamp)
 	$(bin)/noisynb readme
 
 book: $(stamp)
-	@$(bin)/python -c "from noisynb.book import book, dead_links; print('Open', book()); dead = dead_links('_book'); print(*dead, sep=chr(10)); raise SystemExit(bool(dead))"
+	@$(bin)/python -c "from noisynb.reports.book import book, dead_links; print('Open', book()); dead = dead_links('_book'); print(*dead, sep=chr(10)); raise SystemExit(bool(dead))"
 
 lock:
 	@test -x $(bin)/pip || $(PYTHON) -m venv $(VENV)

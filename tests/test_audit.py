@@ -10,11 +10,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_score, roc_auc_score
 
-from noisynb import audit as a, audit_page as view, cli
+from noisynb import audit as a, cli
+from noisynb.reports import audit_page as view
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split
-from noisynb.extractors import Extractor
-from noisynb.files import Files
+from noisynb.embeddings.extractors import Extractor
+from noisynb.datasets.files import Files
 from noisynb.methods import methods
 from noisynb.methods.base import NoisyLabelClassifier
 
@@ -454,7 +455,7 @@ def test_a_killed_audit_goes_on(tmp_path, monkeypatch):
     code = textwrap.dedent(f'''
         import time
         from noisynb.audit import audit
-        from noisynb.extractors import Extractor
+        from noisynb.embeddings.extractors import Extractor
         def run(batch):
             print(len(batch), flush=True)
             time.sleep(.15)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from noisynb.core import NoisynbError, processor_threads, torch_generator
 from noisynb.datasets import load as load_data
 from noisynb.experiment import run
-from noisynb.files import Files
+from noisynb.datasets.files import Files
 from noisynb.methods import make
 from noisynb.methods.base import load
 from noisynb.methods.baselines import Cleanlab, CoTeaching, CrossEntropy, ELR

@@ -116,17 +116,17 @@ def test_a_page_is_for_everyone(browser, page, scheme): check_page(browser, page
 def test_a_comparison_is_for_everyone(browser, tmp_path):
     "The page that `noisynb compare` makes today of a folder of records"
     folder = next(f for f in sorted((root/'reports').rglob('*/')) if len({p.name.split('-')[0] for p in f.glob('*-seed*.json')}) > 2)
-    subprocess.run([sys.executable, '-m', 'noisynb.cli', 'compare', folder.relative_to(root), '-o', tmp_path/'compare.html'], cwd=root, check=True, capture_output=True, timeout=patience)
+    subprocess.run([sys.executable, '-m', 'noisynb', 'compare', folder.relative_to(root), '-o', tmp_path/'compare.html'], cwd=root, check=True, capture_output=True, timeout=patience)
     for scheme in schemes: check_page(browser, tmp_path/'compare.html', scheme, 'compare-of-today')
 
 @pytest.fixture(scope='module')
 def printed(tmp_path_factory):
-    from noisynb.book import book
+    from noisynb.reports.book import book
     return book(tmp_path_factory.mktemp('printed')/'_book', root).parent
 
 @needs_axe
 @pytest.mark.parametrize('scheme', schemes)
-@pytest.mark.parametrize('page', ['index', 'tutorial', 'which_method', 'howto_add_a_method', '21_methods.wann', '25_methods.dividemix', 'api', 'api.noisynb.core'])
+@pytest.mark.parametrize('page', ['index', 'tutorial', 'which_method', 'howto_add_a_method', '14_methods.10_wann', '14_methods.20_dividemix', 'api', 'api.noisynb.core'])
 def test_a_page_of_the_book_is_for_everyone(browser, printed, page, scheme): check_page(browser, printed/f'{page}.html', scheme, f'book-{page}', weight=500_000)
 
 @needs_axe
@@ -288,7 +288,7 @@ def look(lab, name, code=wraps):
 def pictures(notebook): return [o for c in notebook['cells'] for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
 
 def test_run_method_with_another_method(lab):
-    from noisynb.core import Result
+    from noisynb.record import Result
     lab.open('run_method.ipynb')
     wait(lab.chrome, 'the parameters', lambda: lab.click('.jp-Notebook .cm-line', 'method:'))
     webdriver.ActionChains(lab.chrome).send_keys(Keys.HOME).key_down(Keys.SHIFT).send_keys(Keys.END).key_up(Keys.SHIFT).send_keys("method: str = 'knn'").perform()
@@ -308,7 +308,7 @@ def test_run_method_with_another_method(lab):
     assert_words(after)
     look(lab, 'run_method', code=True)
     if axe.exists():
-        from noisynb.reports import write_page   # the page that today's code makes of it
+        from noisynb.reports.printing import write_page   # the page that today's code makes of it
         page = write_page(lab.folder/lab.name)
         for scheme in schemes: check_page(lab.chrome, page, scheme, 'page-of-today')
 
@@ -316,11 +316,11 @@ def assert_words(notebook):
     "JupyterLab shows no alternative text of image/png (jupyter/enhancement-proposals#120); the words have to be there for readers that do"
     assert [o['data']['text/plain'] for o in pictures(notebook) if not (o['metadata'].get('image/png') or {}).get('alt')] == []
 
-@pytest.mark.parametrize('chapter', ['21_methods.wann', '26_methods.smr'])
+@pytest.mark.parametrize('chapter', ['14_methods/10_wann', '14_methods/21_smr'])
 def test_a_method_chapter_runs_from_top_to_bottom(lab, chapter):
     lab.open(f'{chapter}.ipynb')
     lab.theme('light')
-    lab.whole(f'lab-{chapter}-as-it-lies')
+    lab.whole(f'lab-{Path(chapter).name}-as-it-lies')
     lab.run_all()
-    look(lab, chapter)
+    look(lab, Path(chapter).name)
     assert_words(lab.saved())

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from noisynb import cli
+from noisynb.reports import book, notebook
 from noisynb.core import NoisynbError
 
 root = Path(__file__).parent.parent
@@ -126,12 +127,12 @@ def test_a_slip_is_answered_before_the_slow_imports():
 @pytest.mark.parametrize('text, kind, value', [('0.4', 'float', .4), ('1e-3', 'float', 1e-3), ('2', 'float', 2.), ('3', 'int', 3), ('-1', 'int', -1), ('yes', 'str', 'yes'),
     ('007', 'str', '007'), ('none', 'str', 'none'), ('None', 'int', None), ('null', 'str', None), ('{a: 1, b: [x, 2]}', 'dict', {'a': 1, 'b': ['x', 2]}), ('[1, 2]', 'list', [1, 2])])
 def test_values(text, kind, value):
-    got = cli.read_value('p', text, kind)
+    got = notebook.read_value('p', text, kind)
     assert got == value and type(got) is type(value)
 
 @pytest.mark.parametrize('text, kind', [('1.5', 'int'), ('x', 'float'), ('[1', 'list'), ('3', 'dict')])
 def test_bad_values_name_the_parameter(text, kind):
-    with pytest.raises(NoisynbError, match=f'^p is {re.escape(repr(text))}'): cli.read_value('p', text, kind)
+    with pytest.raises(NoisynbError, match=f'^p is {re.escape(repr(text))}'): notebook.read_value('p', text, kind)
 
 @pytest.mark.parametrize('more, place', [({}, 'reports/digits/symmetric-0.2/wann-seed3.ipynb'), (dict(noise_type='worst'), 'reports/digits/worst/wann-seed3.ipynb'),
     (dict(noise_type='none', noise_rate=0.), 'reports/digits/none/wann-seed3.ipynb'), (dict(dataset='/far/away/my.npz'), 'reports/my/symmetric-0.2/wann-seed3.ipynb'), (dict(noise_rate=1/3), 'reports/digits/symmetric-0.333333/wann-seed3.ipynb'),
@@ -243,7 +244,7 @@ def test_a_pipe_that_closes_is_no_error():
     assert (p.stdout, p.stderr) == ('xxxxx', '')
 
 def test_the_module_is_the_command_too():
-    p = subprocess.run([sys.executable, '-m', 'noisynb.cli', 'run', 'wan'], capture_output=True, text=True, cwd=root)
+    p = subprocess.run([sys.executable, '-m', 'noisynb', 'run', 'wan'], capture_output=True, text=True, cwd=root)
     assert p.returncode == 2 and "did you mean 'wann'" in p.stderr
 
 def test_folders_of_this_machine_are_taken_out(toy, tmp_path):
@@ -284,7 +285,7 @@ def test_from_wrong_labels_to_a_page(tmp_path):
     assert [p.name for p in sorted((tmp_path/'out').iterdir())] == ['knn.html', 'knn.ipynb', 'knn.json'] and 'out/knn.html' in p.stdout
 
 def test_report_rebuilds_the_leaderboard(capsys, monkeypatch):
-    monkeypatch.setattr('noisynb.leaderboard.leaderboard', lambda folder: f'{folder}/README.md')
+    monkeypatch.setattr('noisynb.reports.leaderboard.leaderboard', lambda folder: f'{folder}/README.md')
     assert cli.main(['report', 'some']) == 0 and capsys.readouterr().out.split() == ['table', 'some/README.md', 'page', 'some/index.html']
 
 
@@ -305,14 +306,14 @@ def test_readme(tmp_path, monkeypatch):
     Path('nbs/images').mkdir(parents=True)
     Path('nbs/images/index_9_9.png').write_text('old')
     nbformat.write(nb, 'nbs/index.ipynb')
-    cli.write_readme()
+    book.write_readme()
     text = Path('README.md').read_text()
     assert '[a](nbs/00_core.ipynb) [b](reports/README.md#top) [c](https://x.org/y) [d](#here) ![e](nbs/images/e.png)' in text
     assert '```python\nplot()\n```' in text and 'secret' not in text and '<table>' not in text and '    a  b' in text and '**bold**' in text and 'object' not in text and '\n\n\n' not in text
     link = re.search(r'!\[quality of right and wrong labels\]\((nbs/images/index_\d_0.png)\)', text)[1]
     assert [p.as_posix() for p in Path('nbs/images').iterdir()] == [link] and Path(link).read_bytes().startswith(b'\x89PNG')
     before = text, Path(link).stat().st_mtime_ns
-    assert cli.readme() == (text, {link: Path(link).read_bytes()}) and before[1] == Path(link).stat().st_mtime_ns
+    assert book.readme() == (text, {link: Path(link).read_bytes()}) and before[1] == Path(link).stat().st_mtime_ns
 
 def test_fetch(capsys):
     assert cli.main(['fetch', 'digits']) in (0, None) and 'digits, 10 classes' in capsys.readouterr().out

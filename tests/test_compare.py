@@ -7,9 +7,11 @@ from bs4 import BeautifulSoup
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from noisynb import cli, compare
-from noisynb.core import NoisynbError, Result
-from noisynb.experiment import pack, run, unpack
+from noisynb import cli
+from noisynb.reports import compare
+from noisynb.core import NoisynbError
+from noisynb.record import Result, pack, unpack
+from noisynb.experiment import run
 
 random = np.random.default_rng
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from noisynb import controlnet
-from noisynb.controlnet import ControlNet, canny, pipeline, prompts, random_pipeline, throughput
+from noisynb.methods.echoalign import controlnet
+from noisynb.methods.echoalign.controlnet import ControlNet, canny, pipeline, prompts, random_pipeline, throughput
 from noisynb.core import MissingExtra, NoisynbError, require, torch_generator
-from noisynb.echomod import echo_cache, make_echomod
+from noisynb.methods.echoalign.controlnet import make_echomod
+from noisynb.methods.echoalign.echomod import echo_cache
 
 needs_extra = pytest.mark.skipif(not all(map(find_spec, ('diffusers', 'transformers', 'accelerate'))), reason='the extra echo is not installed')
 rng = np.random.default_rng(0)

@@ -4,7 +4,8 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from noisynb.core import NoisynbError
 from noisynb import datasets as D
-from noisynb.datasets import Dataset, Split, available, load, read_npz
+from noisynb.datasets import Dataset, Split, available, load, standard
+from noisynb.datasets.formats import read_npz
 
 rng = np.random.default_rng(0)
 quick = settings(max_examples=40, deadline=None)
@@ -97,17 +98,17 @@ def test_digits_are_scikit_learns():
 def test_registry_is_light_and_complete(tmp_path):
     code = "import sys; from noisynb.datasets import available, datasets; available('digits'); print([m for m in ('torch', 'sklearn', 'scipy', 'pandas', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
-    assert list(D.datasets.own) == ['digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n']
+    assert list(standard.standard_sets) == ['digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n']
     assert available('digits', tmp_path) and not any(available(n, tmp_path) for n in ('mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n'))
     assert D.datasets['cifar10n'].human == ('aggre', 'random1', 'random2', 'random3', 'worst')
-    for s in D.datasets.own.values(): assert len(set(s.classes)) == len(s.classes) and all(len(f.sha256) == 64 and f.url.startswith('https://') for f in s.sources)
+    for s in standard.standard_sets.values(): assert len(set(s.classes)) == len(s.classes) and all(len(f.sha256) == 64 and f.url.startswith('https://') for f in s.sources)
 
 def test_official_names_and_families():
     from noisynb.core import load_torchvision
     load_torchvision()
     from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
     assert list(D.datasets['fashion-mnist'].classes) == FashionMNIST.classes
-    for cls, source in ((CIFAR10, D._tar10), (CIFAR100, D._tar100)): # the same files under the same names
+    for cls, source in ((CIFAR10, standard._tar10), (CIFAR100, standard._tar100)): # the same files under the same names
         assert source.url == cls.url and source.places == (cls.base_folder, cls.filename) and source.inside == tuple(n for n, _ in cls.train_list + cls.test_list)
     names, families = D.datasets['cifar100'].classes, D.datasets['cifar100'].superclasses
     assert list(names) == sorted(names) and np.bincount(families).tolist() == [5]*20

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from noisynb.core import NoisynbError
-from noisynb.dilution import affinity, centred, dilute, dilute_set, factor, sparse_factor, suited_k
+from noisynb.methods.lend.dilution import affinity, centred, dilute, dilute_set, factor, sparse_factor, suited_k
 from noisynb.neighbors import NeighborGraph
 
 few = settings(max_examples=30, deadline=None)

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from noisynb import augment
 from noisynb.augment import mix, mixup
 from noisynb.core import NoisynbError, torch_generator
-from noisynb.methods import dividemix as module
-from noisynb.methods import make, methods
+from noisynb.methods import dividemix as module, make, methods
 from noisynb.methods.base import load
 from noisynb.methods.dividemix import (DivideMix, advise, co_guess, co_refine, divide, epoch_kind, mixup_loss, negative_entropy,
                                        noise_seen, prior_gap, ramp, recipes, semi_supervised_loss, settings as table, sharpen)

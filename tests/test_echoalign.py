@@ -8,10 +8,9 @@ from PIL import Image
 from hypothesis import given, settings as hypothesis, strategies as st
 
 from noisynb.core import NoisynbError
-from noisynb.echomod import EchoMod
-from noisynb.files import Files
-from noisynb.methods import echoalign as module
-from noisynb.methods import make
+from noisynb.methods.echoalign.echomod import EchoMod
+from noisynb.datasets.files import Files
+from noisynb.methods import echoalign as module, make
 from noisynb.methods.base import load
 from noisynb.methods.echoalign import EchoAlign, TwoPhases, as_quality, group_weights, modes, near_votes, recipes, trusted
 from noisynb.training import Schedule

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from noisynb.core import NoisynbError
-from noisynb.diffusion import UNet, guided, move, signal_shares, travel
-from noisynb.early import EarlyNetwork, believe, cosine, neighbour_trust, separation
-from noisynb.echomod import Diffusion, EchoMod, Identity, echo_cache, echomods, make_echomod, own_share, proxies
+from noisynb.methods.echoalign.diffusion import UNet, guided, move, signal_shares, travel
+from noisynb.methods.echoalign.early import EarlyNetwork, believe, cosine, neighbour_trust, separation
+from noisynb.methods.echoalign.controlnet import echomods, make_echomod
+from noisynb.methods.echoalign.echomod import Diffusion, EchoMod, Identity, echo_cache, own_share, proxies
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10**6)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings as hypothesis, strategies as st
 
 from noisynb.core import NoisynbError
-from noisynb.echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features, retained, thresholds
+from noisynb.methods.echoalign.echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features, retained, thresholds
 from noisynb.methods import make
 from noisynb.methods.baselines import CrossEntropy
 

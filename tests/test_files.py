@@ -4,13 +4,16 @@ from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
-from noisynb import extractors as E, files as F
-from noisynb.core import MissingExtra, NoisynbError, fingerprint
+from noisynb.embeddings import extractors as E
+from noisynb.datasets import files as F
+from noisynb.core import MissingExtra, NoisynbError
+from noisynb.disk import fingerprint
 from noisynb.datasets import Dataset, Split, available, load
 from noisynb.embeddings import embed, extract
-from noisynb.extractors import Extractor, pca, pixels
-from noisynb.files import Files, read_folder, read_table, scan
-from noisynb.store import _batches
+from noisynb.embeddings.extractors import Extractor, pca, pixels
+from noisynb.datasets.files import Files, scan
+from noisynb.datasets.folders import read_folder, read_table
+from noisynb.disk import _batches
 
 rng = np.random.default_rng(0)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,9 +22,9 @@ def test_followed_to_the_letter():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.split('FOUND ')[1].split('\n')[0])
     assert found['record']['method'] == 'centres' and found['record']['noise_type'] == 'symmetric' and found['record']['test_accuracy'] > .8
-    assert {'nbs/29_methods.centres.ipynb', 'noisynb/methods/centres.py', 'tests/test_centres.py', *(f'reports/digits/symmetric-0.6/centres-seed0.{e}' for e in ('ipynb', 'html', 'json'))} <= set(found['files'])
+    assert {'nbs/14_methods/13_centres.ipynb', 'noisynb/methods/centres.py', 'tests/test_centres.py', *(f'reports/digits/symmetric-0.6/centres-seed0.{e}' for e in ('ipynb', 'html', 'json'))} <= set(found['files'])
     assert 'Success.' in done.stdout and "did you mean 'keep'" in done.stdout and 'GONE True' in done.stdout
-    assert not (root/'noisynb/methods/centres.py').exists() and 'centres' not in (root/'noisynb/methods/__init__.py').read_text()
+    assert not (root/'noisynb/methods/centres.py').exists() and 'centres' not in (root/'noisynb/methods/registry.py').read_text()
 
 def test_it_shows_what_it_says():
     "The outputs stored are those of a whole run"

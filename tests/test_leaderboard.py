@@ -4,8 +4,9 @@ import base64, hashlib, json, re, statistics
 import pytest
 from bs4 import BeautifulSoup
 
-from noisynb.core import NoisynbError, Result
-from noisynb.leaderboard import board, leaderboard
+from noisynb.core import NoisynbError
+from noisynb.record import Result
+from noisynb.reports.leaderboard import board, leaderboard
 
 nasty = '<script>alert(1)</script>&"\'<img src=x onerror=alert(2)>'
 

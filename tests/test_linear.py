@@ -252,7 +252,7 @@ def test_increasing_relabelling_maps_through(digits):
 def test_the_same_bits_whatever_the_number_of_threads():
     code = textwrap.dedent('''
         import numpy as np
-        from noisynb.core import fingerprint
+        from noisynb.disk import fingerprint
         from noisynb.methods import LinearProbe
         rng = np.random.default_rng(0)
         X, y = rng.normal(size=(60_000, 12)).astype(np.float32), rng.integers(0, 3, 60_000) # sums over more rows than one thread takes

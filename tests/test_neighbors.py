@@ -4,7 +4,7 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from noisynb.core import NoisynbError
 from noisynb.neighbors import NeighborGraph
-from noisynb.search import Search, engines
+from noisynb.neighbors.search import Search, engines
 from reference_neighbors import agrees, brute, clusters, gauss, grids
 
 both = pytest.mark.parametrize('engine', ['faiss', 'torch'])

@@ -403,7 +403,7 @@ def test_importing_the_room_is_light():
 def test_instance_noise_of_files_looks_at_thumbnails(tmp_path):
     from PIL import Image
     from noisynb.datasets import Split
-    from noisynb.files import Files
+    from noisynb.datasets.files import Files
     rng = np.random.default_rng(0)
     for i in range(12): Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
     files, y = Files([f'{i}.png' for i in range(12)], 40, tmp_path), np.arange(12) % 3

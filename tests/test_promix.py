@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from noisynb.augment import low_frequency, mix, region
 from noisynb.core import NoisynbError, torch_generator
-from noisynb.methods import make, methods
-from noisynb.methods import promix as module
+from noisynb.methods import make, methods, promix as module
 from noisynb.methods.base import load
 from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess, negative_entropy, published, ramp, recipes,
                                     rest_weight, select, soft_cross_entropy, target_codes)

@@ -108,7 +108,7 @@ def test_state_and_back(digits):
 
 def test_bits_do_not_depend_on_threads():
     code = '''import numpy as np
-from noisynb.core import fingerprint
+from noisynb.disk import fingerprint
 from noisynb.methods import WANN
 rng = np.random.default_rng(0); c = rng.integers(5, size=5000)
 X = (rng.normal(size=(5000, 32)) + np.eye(32)[c]*3).astype(np.float32)

@@ -18,7 +18,7 @@ short = {
     'pip install -e ".[dev]"': None, # fetches; see below
     'noisynb audit PATH': 'noisynb audit photos --method knn',
     'noisynb sweep sweeps/digits.toml': 'noisynb sweep sweeps/digits.toml --dry-run',
-    'nbdev_test': 'nbdev_test --path nbs/20_methods.ipynb --n_workers 0',
+    'nbdev_test': 'nbdev_test --path nbs/14_methods/00_registry.ipynb --n_workers 0',
 }
 
 def test_nothing_is_forgotten():

@@ -11,8 +11,11 @@ from hypothesis import given, settings, strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from noisynb import plots, reports
-from noisynb.core import NoisynbError, Result
+from noisynb.reports import plots
+from noisynb import record, show
+from noisynb.reports import gather, printing, run_page
+from noisynb.core import NoisynbError
+from noisynb.record import Result
 
 nasty = '<script>alert(1)</script>&"\'<img src=x onerror=alert(2)>'
 
@@ -50,15 +53,15 @@ def full(tmp_path):
     r = result(dataset=nasty, options={'metric': nasty})
     images, labels = g.integers(0, 256, (100, 8, 8, 3)).astype(np.uint8), g.integers(0, 3, 100)
     names, score = [nasty, '$x^2$', '猫'], np.where(flipped, .3, .7) + g.uniform(-.3, .3, 100)
-    return notebook(tmp_path/'a & b.ipynb', shown(reports.title(r)), shown(reports.headline(r), 'remove-input'), shown(reports.remarks(r, [nasty])),
+    return notebook(tmp_path/'a & b.ipynb', shown(run_page.title(r)), shown(run_page.headline(r), 'remove-input'), shown(run_page.remarks(r, [nasty])),
         new_code_cell('seed = 1', metadata={'tags': ['parameters']}), new_code_cell('secret = 2', metadata={'tags': ['injected-parameters']}),
-        new_markdown_cell('## Data\n\n| a | b |\n| --- | --- |\n| 1 | 2 |'), shown(reports.data_facts(r)), shown(plots.transition(np.eye(3), names)), shown(plots.quality(score, flipped, .5)),
+        new_markdown_cell('## Data\n\n| a | b |\n| --- | --- |\n| 1 | 2 |'), shown(run_page.data_facts(r)), shown(plots.transition(np.eye(3), names)), shown(plots.quality(score, flipped, .5)),
         new_markdown_cell('## Labels'), shown(plots.ranking({nasty: score}, flipped)), shown(plots.suspects(images, range(20), labels, labels[::-1], names, truth=labels)),
-        new_markdown_cell('### Cost'), shown(reports.cost_facts(r)), shown(reports.provenance_facts(r)), shown(reports.comparison({nasty: r})), shown(r))
+        new_markdown_cell('### Cost'), shown(run_page.cost_facts(r)), shown(run_page.provenance_facts(r)), shown(run_page.comparison({nasty: r})), shown(r))
 
 
 def test_page_needs_nothing_else_and_runs_nothing(full):
-    text = reports.write_page(full).read_text()
+    text = printing.write_page(full).read_text()
     page = BeautifulSoup(text, 'html.parser')
     assert not page.find_all(['script', 'iframe', 'object', 'link'], src=True) and not page.find_all('script')
     assert {a for tag in page.find_all(True) for a in tag.attrs if a.startswith('on')} == set()
@@ -69,13 +72,13 @@ def test_page_needs_nothing_else_and_runs_nothing(full):
 
 
 def test_what_comes_from_data_is_text(full):
-    page = BeautifulSoup(reports.write_page(full).read_text(), 'html.parser')
+    page = BeautifulSoup(printing.write_page(full).read_text(), 'html.parser')
     assert page.get_text().count('<script>alert(1)</script>') > 10   # title, tables, captions: shown, and not run
     assert nasty in page.title.string and any(nasty in img['alt'] for img in page.find_all('img', alt=re.compile('^Training image')))
 
 
 def test_page_can_be_read_by_everyone(full):
-    page = BeautifulSoup(reports.write_page(full).read_text(), 'html.parser')
+    page = BeautifulSoup(printing.write_page(full).read_text(), 'html.parser')
     levels = [int(h.name[1]) for h in page.find_all(re.compile('^h[1-6]$'))]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
     assert page.html['lang'] == 'en' and page.find('meta', attrs={'name': 'viewport'}) and page.main
@@ -91,7 +94,7 @@ def luminance(colour):
 
 
 def test_contrast_in_light_and_dark(full):
-    style = reports.write_page(full).read_text()
+    style = printing.write_page(full).read_text()
     for block in re.findall(r':root \{([^}]*--ink[^}]*)\}', style):
         colour = {k: v if len(v) == 7 else '#' + ''.join(2*c for c in v[1:]) for k, v in re.findall(r'--(\w+): (#[0-9a-f]+)', block)}
         for ink in ('ink', 'dim', 'accent', 'warm'):
@@ -106,17 +109,17 @@ def test_page_of_another_notebook(tmp_path):
     out = new_output('display_data', data={'text/html': f'<p>kept</p><a href="javascript:alert(3)">link</a><a href="https://arxiv.org">paper</a><iframe src="https://x"></iframe>{nasty}',
                                            'application/javascript': 'alert(4)'})
     stream = new_output('stream', name='stderr', text='a <b>warning</b>')
-    text = reports.write_page(notebook(tmp_path/'x.ipynb', new_markdown_cell('# Hi'), new_code_cell('f()', outputs=[out, stream]), new_code_cell(''))).read_text()
+    text = printing.write_page(notebook(tmp_path/'x.ipynb', new_markdown_cell('# Hi'), new_code_cell('f()', outputs=[out, stream]), new_code_cell(''))).read_text()
     assert 'kept' in text and 'alert' not in text and 'iframe' not in text and 'javascript' not in text and 'href="https://arxiv.org"' in text
     assert 'a &lt;b&gt;warning&lt;/b&gt;' in text and text.count('<details') == 1
 
 
 def test_page_is_replaced_whole_or_not_at_all(tmp_path, full, monkeypatch):
-    page = reports.write_page(full)
+    page = printing.write_page(full)
     before = page.read_text()
     def full_disk(src, dst): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('os.replace', full_disk)
-    with pytest.raises(NoisynbError, match='No space left'): reports.write_page(full)
+    with pytest.raises(NoisynbError, match='No space left'): printing.write_page(full)
     assert page.read_text() == before and {p.name for p in tmp_path.iterdir()} == {full.name, page.name}
 
 
@@ -124,7 +127,7 @@ def test_page_is_replaced_whole_or_not_at_all(tmp_path, full, monkeypatch):
 def test_what_is_no_notebook_is_refused(tmp_path, content):
     path = tmp_path/'x.ipynb'
     path.write_text(content)
-    for use in (reports.read_result, reports.write_page, reports.write_json):
+    for use in (record.read_result, printing.write_page, record.write_json):
         with pytest.raises(NoisynbError, match='x.ipynb'): use(path)
     assert [p.name for p in tmp_path.iterdir()] == ['x.ipynb']
 
@@ -132,20 +135,20 @@ def test_what_is_no_notebook_is_refused(tmp_path, content):
 def test_record_round_trip(tmp_path):
     first, last = result(), result(seed=7)
     path = notebook(tmp_path/'run.ipynb', shown(first), shown(Result(sorted(last.items()))))
-    assert json.loads(reports.write_json(path).read_text()) == last == reports.read_result(path) == reports.read_result(tmp_path/'run.json')
-    assert list(reports.read_result(path))[:3] == ['schema', 'method', 'dataset'] == list(json.loads((tmp_path/'run.json').read_text()))[:3]
+    assert json.loads(record.write_json(path).read_text()) == last == record.read_result(path) == record.read_result(tmp_path/'run.json')
+    assert list(record.read_result(path))[:3] == ['schema', 'method', 'dataset'] == list(json.loads((tmp_path/'run.json').read_text()))[:3]
 
 
 @pytest.mark.parametrize('change, where', [(dict(test_accuracy=89.3), 'test_accuracy'), (dict(seed=None), 'seed'), (dict(surprise=1), 'surprise'), (dict(schema=2), 'schema')])
 def test_record_that_does_not_fit_is_refused(tmp_path, change, where):
     (tmp_path/'bad.json').write_text(json.dumps(dict(result()) | change))
-    for use in (lambda: reports.read_result(tmp_path/'bad.json'), lambda: reports.gather(tmp_path)):
+    for use in (lambda: record.read_result(tmp_path/'bad.json'), lambda: gather.gather(tmp_path)):
         with pytest.raises(NoisynbError, match=f'bad.json.*{where}'): use()
 
 
 def test_missing_result_and_missing_file(tmp_path):
-    with pytest.raises(NoisynbError, match='no Result'): reports.read_result(notebook(tmp_path/'x.ipynb', new_markdown_cell('hi')))
-    with pytest.raises(NoisynbError, match='there is no file'): reports.read_result(tmp_path/'y.json')
+    with pytest.raises(NoisynbError, match='no Result'): record.read_result(notebook(tmp_path/'x.ipynb', new_markdown_cell('hi')))
+    with pytest.raises(NoisynbError, match='there is no file'): record.read_result(tmp_path/'y.json')
 
 
 def test_gathered_runs_count_once_and_keep_settings_apart(tmp_path):
@@ -156,37 +159,37 @@ def test_gathered_runs_count_once_and_keep_settings_apart(tmp_path):
     write('features', embedding='onnx:net.onnx')
     write('smaller', n_train=50)
     (tmp_path/'.hidden').mkdir(); (tmp_path/'.hidden/x.json').write_text('no record'); (tmp_path/'audit.json').write_text('{"examples": 3}')
-    found = reports.gather(tmp_path)
+    found = gather.gather(tmp_path)
     assert sorted(sorted((p.stem for runs in entries.values() for p, _ in runs)) for entries in found.values()) == [['features', 'new', 'options'], ['smaller']]
-    assert reports.gather([tmp_path/'new.json', tmp_path/'old.json']).keys() == {reports.setting(result())}
-    assert [reports.entry_name(r) for entries in reports.gather([tmp_path/'options.json']).values() for runs in entries.values() for _, r in runs] == ['WANN (k_max 31)']
-    with pytest.raises(NoisynbError, match='there is no file'): reports.gather([tmp_path/'none.json'])
+    assert gather.gather([tmp_path/'new.json', tmp_path/'old.json']).keys() == {gather.setting(result())}
+    assert [gather.entry_name(r) for entries in gather.gather([tmp_path/'options.json']).values() for runs in entries.values() for _, r in runs] == ['WANN (k_max 31)']
+    with pytest.raises(NoisynbError, match='there is no file'): gather.gather([tmp_path/'none.json'])
 
 def test_spread_by_hand():
-    assert [reports.spread(v) for v in ([], [None], [.5], [.5, None], [.90, .91, .95])] == ['–', '–', '50.0\u202f%', '50.0\u202f%', '92.0\u202f% ± 2.6\u202f%']
+    assert [gather.spread(v) for v in ([], [None], [.5], [.5, None], [.90, .91, .95])] == ['–', '–', '50.0\u202f%', '50.0\u202f%', '92.0\u202f% ± 2.6\u202f%']
 
 def test_page_beside_a_record(tmp_path):
     record, places = tmp_path/'a.json', []
     for ending in '.json', '.ipynb', '.html':
         record.with_suffix(ending).write_text('')
-        places.append(reports.page_of(record).suffix)
+        places.append(gather.page_of(record).suffix)
     assert places == ['.json', '.ipynb', '.html']
 
 def test_every_table_of_a_page_has_a_name_of_its_own(full):
-    page = BeautifulSoup(reports.write_page(full).read_text(), 'html.parser')
+    page = BeautifulSoup(printing.write_page(full).read_text(), 'html.parser')
     names = [region['aria-label'] for region in page.find_all(role='region')]
     assert len(names) == len(set(names)) == len(page.find_all('table')) > 3 and any(n.startswith('Table: Cost') for n in names) and names.count('Table: Data') == 1
 
 
 @pytest.mark.parametrize('t, text', [(None, '–'), (0, '0 µs'), (.00004, '40 µs'), (.0999, '0.10 s'), (9.96, '10.0 s'), (59.96, '1 min 0 s'), (3599.6, '1 h 0 min')])
-def test_seconds(t, text): assert reports.seconds(t).replace('\u202f', ' ') == text
+def test_seconds(t, text): assert show.seconds(t).replace('\u202f', ' ') == text
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0, 1e6))
 def test_seconds_are_near(t):
     "What is shown is within the digits shown"
-    text = reports.seconds(t).replace('\u202f', ' ')
+    text = show.seconds(t).replace('\u202f', ' ')
     value = sum(float(n)*{'µs': 1e-6, 'ms': 1e-3, 's': 1, 'min': 60, 'h': 3600}[u] for n, u in re.findall(r'([\d.]+) (µs|ms|s|min|h)\b', text))
     assert abs(value - t) <= max(.51e-6, .06*t) and (t < 60 or abs(value - t) <= max(.51, .02*t))
 
@@ -195,22 +198,22 @@ def test_headline_of_odd_runs():
     "No noise, no test part, nothing flagged: dashes and no division by zero"
     clean = result(noise_type='none', noise_rate=0., noise_rate_realised=None, label_error_auroc=None, label_error_average_precision=None, label_error_precision=None,
                    label_error_recall=None, label_error_f1=None, n_flagged=7, correction_accuracy=None)
-    assert 'Wrong labels found' not in repr(reports.headline(clean)) and 'no added noise' in repr(reports.title(clean)) and 'labels as they are' in repr(reports.title(clean)) and 'not known' in repr(reports.data_facts(clean))
-    assert 'Labels flagged: 7 (7.0\u202f% of 100' in repr(reports.headline(clean)) and 'right labels' not in repr(reports.title(clean)) + repr(reports.data_facts(clean))
-    assert repr(reports.comparison({'a': clean})).startswith('Method  Test accuracy\n')
-    assert 'it flags none' in repr(reports.headline(result(label_error_precision=None, label_error_recall=0., n_flagged=0)))
-    beside = repr(reports.headline(result(baseline_accuracy={'control': .5})))
+    assert 'Wrong labels found' not in repr(run_page.headline(clean)) and 'no added noise' in repr(run_page.title(clean)) and 'labels as they are' in repr(run_page.title(clean)) and 'not known' in repr(run_page.data_facts(clean))
+    assert 'Labels flagged: 7 (7.0\u202f% of 100' in repr(run_page.headline(clean)) and 'right labels' not in repr(run_page.title(clean)) + repr(run_page.data_facts(clean))
+    assert repr(run_page.comparison({'a': clean})).startswith('Method  Test accuracy\n')
+    assert 'it flags none' in repr(run_page.headline(result(label_error_precision=None, label_error_recall=0., n_flagged=0)))
+    beside = repr(run_page.headline(result(baseline_accuracy={'control': .5})))
     assert 'The same without echoes: 50.0' in beside and 'k-NN' not in beside
     empty = result(n_test=0, test_accuracy=None, test_balanced_accuracy=None, predict_seconds=None, noise_rate_realised=None, label_error_recall=None, label_error_auroc=None)
-    for block in (reports.title, reports.headline, reports.data_facts, reports.cost_facts, reports.provenance_facts): assert block(empty).markup
-    assert 'Test accuracy' not in repr(reports.headline(empty)) and 'tested' not in repr(reports.title(empty)) and 'test images' not in repr(reports.cost_facts(empty)).lower()
+    for block in (run_page.title, run_page.headline, run_page.data_facts, run_page.cost_facts, run_page.provenance_facts): assert block(empty).markup
+    assert 'Test accuracy' not in repr(run_page.headline(empty)) and 'tested' not in repr(run_page.title(empty)) and 'test images' not in repr(run_page.cost_facts(empty)).lower()
 
 
 def test_pictures_keep_every_pixel_of_the_notebook(tmp_path):
     picture = plots.ranking([.1, .2, .3, .4], [True, False, True, False])
     data, metadata = picture._repr_mimebundle_()
     cell = new_code_cell('f()', outputs=[new_output('display_data', data, metadata=metadata)])
-    img = BeautifulSoup(reports.write_page(notebook(tmp_path/'x.ipynb', cell)).read_text(), 'html.parser').img
+    img = BeautifulSoup(printing.write_page(notebook(tmp_path/'x.ipynb', cell)).read_text(), 'html.parser').img
     kind, content = img['src'].split(';base64,')
     here, there = (np.asarray(Image.open(BytesIO(b)).convert('RGB')) for b in (base64.b64decode(content), picture.png))
     assert kind == 'data:image/webp' and (here == there).all() and len(content) < .9*len(data['image/png'])
@@ -218,7 +221,7 @@ def test_pictures_keep_every_pixel_of_the_notebook(tmp_path):
 
 
 def test_tiles_stand_in_a_viewer_that_floats_terms():
-    page = BeautifulSoup(reports.headline(result()).markup, 'html.parser')
+    page = BeautifulSoup(run_page.headline(result()).markup, 'html.parser')
     assert page.find_all('dt') and all('float:none;width:auto;display:block' in tag['style'] for tag in page.find_all(['dt', 'dd']))
 
 
@@ -282,6 +285,6 @@ def test_history_and_curves():
     assert np.allclose(axes.collections[0].get_paths()[0].vertices[:, 1].max(), 4 + 8**.5)
 
 def test_seeds_that_stopped_at_different_epochs_are_one_entry():
-    from noisynb.reports import entry as _entry
+    from noisynb.reports.gather import entry as _entry
     r = lambda epochs, command='noisynb run linear': dict(method='linear', embedding='raw', options={}, epochs=epochs, provenance=dict(command=command))
     assert _entry(r(10)) == _entry(r(14)) != _entry(r(14, 'noisynb run linear -p epochs 14'))

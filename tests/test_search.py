@@ -2,9 +2,8 @@
 import copy, warnings
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from noisynb import search
-from noisynb.neighbors import NeighborGraph
-from noisynb.search import Search
+from noisynb.neighbors import NeighborGraph, search
+from noisynb.neighbors.search import Search
 from reference_neighbors import agrees, brute, clusters, gauss, grids
 
 both = pytest.mark.parametrize('engine', ['faiss', 'torch'])

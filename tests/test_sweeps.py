@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from noisynb import engines, grids, sweeps
+from noisynb.sweeps import engines, grids
+from noisynb import sweeps
 from noisynb.core import NoisynbError
 from noisynb.datasets import datasets
 from noisynb.methods import make
@@ -212,7 +213,8 @@ def test_too_long_is_stopped(pool, tmp_path, monkeypatch):
 
 driver = '''
 import sys
-from noisynb import cli, engines
+from noisynb import cli
+from noisynb.sweeps import engines
 make = engines.Local.__init__
 engines.Local.__init__ = lambda self, *a: make(self, 2, 64, [], (sys.executable, '-S', {stub!r}))
 sys.exit(cli.main(['sweep', {grid!r}, '-o', {out!r}]))
@@ -355,7 +357,7 @@ def test_two_runs_do_not_search_the_same_neighbours(tmp_path, monkeypatch):
 def test_the_command_with_real_runs(tmp_path):
     "Two runs of k-NN on digits, pages of the first"
     (tmp_path/'g.toml').write_text('pages = "first"\n[grid]\nmethod = "knn"\nnoise_type = "pair"\nn_train = 300\nseed = [0, 1]\n')
-    go = lambda *more: subprocess.run([sys.executable, '-m', 'noisynb.cli', 'sweep', str(tmp_path/'g.toml'), '-o', str(tmp_path/'r'), *more], capture_output=True, text=True, cwd=root,
+    go = lambda *more: subprocess.run([sys.executable, '-m', 'noisynb', 'sweep', str(tmp_path/'g.toml'), '-o', str(tmp_path/'r'), *more], capture_output=True, text=True, cwd=root,
                                       env=os.environ | dict(NOISYNB_CACHE=str(tmp_path/'cache')))
     p = go()
     assert p.returncode == 0 and '2 runs; 0 finished before; 2 now; 0 failed' in p.stdout, p.stdout + p.stderr
@@ -437,7 +439,7 @@ def test_the_command_on_a_cluster(tmp_path, token):
     pytest.importorskip('ray', reason='needs Ray: pip install "noisynb[sweep]"')
     (tmp_path/'g.toml').write_text('pages = "first"\n[grid]\nmethod = "knn"\nnoise_type = "pair"\nn_train = 300\nseed = [0, 1]\n')
     with nodes(1) as (cluster, _):
-        go = lambda *more: subprocess.run([sys.executable, '-m', 'noisynb.cli', 'sweep', str(tmp_path/'g.toml'), '--engine', 'ray', '--address', cluster.address, '-o', str(tmp_path/'r'), *more],
+        go = lambda *more: subprocess.run([sys.executable, '-m', 'noisynb', 'sweep', str(tmp_path/'g.toml'), '--engine', 'ray', '--address', cluster.address, '-o', str(tmp_path/'r'), *more],
                                           capture_output=True, text=True, cwd=root, env=os.environ | dict(NOISYNB_CACHE=str(tmp_path/'cache')), timeout=300)
         p = go()
         assert p.returncode == 0 and '2 runs; 0 finished before; 2 now; 0 failed' in p.stdout, p.stdout + p.stderr

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from noisynb import training
 from noisynb.augment import weak
 from noisynb.core import NoisynbError, processor_threads, torch_generator
-from noisynb.files import Files
+from noisynb.datasets.files import Files
 from noisynb.losses import make_loss
 from noisynb.networks import make_network
 from noisynb.training import (FileSet, ImageSet, Rate, Schedule, State, batches, evaluate, one_pass, read_checkpoint, schedules, sgd,

@@ -10,8 +10,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_score, roc_auc_score
 
-from noisynb import audit as a, cli
-from noisynb.reports import audit_page as view
+from noisynb import audit as a, cli, embeddings
+from noisynb.disk import portable
+from noisynb.reports import audit_page as view, notebook
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split
 from noisynb.embeddings.extractors import Extractor
@@ -166,13 +167,13 @@ def test_two_inputs_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch, cap
     assert 'holds the audit of a/toy.npz' in said and '-o' in said and said.count('\n') == 1
     assert {p.name: p.read_bytes() for p in Path('reports/audit/toy').iterdir()} == first
     assert cli.main(['audit', 'b/toy.npz', '--embedding', 'raw', '-o', 'mine']) == 0 and Path('mine/audit.html').exists()
-    for again in 'a/toy.npz', './a/../a/toy.npz', str(tmp_path/'a/toy.npz'): assert a.default_folder(dict(path=again)) == Path('reports/audit/toy')
+    for again in 'a/toy.npz', './a/../a/toy.npz', str(tmp_path/'a/toy.npz'): assert a.AuditConfig(again).place() == Path('reports/audit/toy')
     for absolute in tmp_path/'a/toy.npz', tmp_path/'a/../a/toy.npz':   # what is kept does not say where it lies, and knows it again
         assert cli.main(['audit', str(absolute), '--embedding', 'raw']) == 0 and str(tmp_path) not in Path('reports/audit/toy/audit.ipynb').read_text()
     assert cli.main(['audit', str(tmp_path/'b/toy.npz'), '--embedding', 'raw']) == 2
     for damage in '', '{}', '{"metadata": {"papermill": 1}}', '[]':
         Path('reports/audit/toy/audit.ipynb').write_text(damage)
-        assert a.default_folder(dict(path='b/toy.npz')) == Path('reports/audit/toy')
+        assert a.AuditConfig('b/toy.npz').place() == Path('reports/audit/toy')
 
 @pytest.mark.parametrize('args, words', [
     (['nowhere'], "no folder, table or data set 'nowhere'"),
@@ -313,19 +314,19 @@ def test_auto_takes_the_best_there_is(tmp_path, monkeypatch):
     big, small = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 8, 8, 1), np.uint8)
     data, hub = tmp_path/'data', tmp_path/'.hf_home/hub'
     data.mkdir()
-    name, why = a.choose('auto', big, data)
+    name, why = embeddings.choose(big, data)
     assert name == 'pca:64' and 'no .onnx' in why
     with monkeypatch.context() as m:
-        m.setattr(a, 'find_spec', lambda name: None)
-        assert 'timm and onnxruntime not installed' in a.choose('auto', big, data)[1]
+        m.setattr(embeddings, 'find_spec', lambda name: None)
+        assert 'timm and onnxruntime not installed' in embeddings.choose(big, data)[1]
     monkeypatch.setenv('HF_HOME', str(hub.parent))
     for file, size in dict(a=10, b=30, c=20).items(): (data/f'{file}.onnx').write_bytes(b'x'*size)
-    assert a.choose('auto', big, data)[0] == 'onnx:b.onnx' and 'largest of 3' in a.choose('auto', big, data)[1]
+    assert embeddings.choose(big, data)[0] == 'onnx:b.onnx' and 'largest of 3' in embeddings.choose(big, data)[1]
     weights = hub/'models--timm--vit_small_patch14_dinov2.lvd142m/snapshots/1 2+3/model.safetensors'
     weights.parent.mkdir(parents=True); weights.touch()
-    name, why = a.choose('auto', big, data)
-    assert a.parse(name)[1:] == ('vit_small_patch14_dinov2.lvd142m', dict(weights=str(weights), size=224)) and str(hub) not in a.announce(name, why)
-    assert a.choose('auto', small, data)[0] == 'pca:64' and a.choose('raw', big, data) == ('raw', 'it was asked for')
+    name, why = embeddings.choose(big, data)
+    assert embeddings.parse(name)[1:] == ('vit_small_patch14_dinov2.lvd142m', dict(weights=str(weights), size=224)) and str(hub) not in portable(name) + why
+    assert embeddings.choose(small, data)[0] == 'pca:64' and embeddings.embed_images(big, 'raw')[3] == 'it was asked for'
 
 def test_auto_survives_a_file_that_is_no_network(tmp_path):
     folder(tmp_path/'set', n=20, wrong=(3,))
@@ -482,5 +483,5 @@ def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir() if p.is_file()] == [('suspects.csv', 'old')]
 
 def test_the_declared_parameters_are_those_of_the_check():
-    known = cli.declared(root/'nbs/audit_labels.ipynb')
-    assert set(known) == set(inspect.signature(a.check).parameters) and all(p['help'] for p in known.values())
+    known = notebook.declared(root/'nbs/audit_labels.ipynb')
+    assert set(known) == set(inspect.signature(a.AuditConfig).parameters) and all(p['help'] for p in known.values())

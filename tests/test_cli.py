@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from noisynb import cli
+from noisynb.experiment import Config
 from noisynb.reports import book, notebook
 from noisynb.core import NoisynbError
 
@@ -140,11 +141,11 @@ def test_bad_values_name_the_parameter(text, kind):
     (dict(embedding='raw', n_train=None, imbalance=None, epochs=None, options={}), 'reports/digits/symmetric-0.2/wann-seed3.ipynb'), (dict(embedding='/far/dino.npz'), 'reports/digits/symmetric-0.2/wann-seed3-dino.ipynb'),
     (dict(embedding='pca:64', options={'k_min': 5}), 'reports/digits/symmetric-0.2/wann-seed3-pca-64-k_min-5.ipynb')])
 def test_default_place(more, place):
-    assert cli.default_output(dict(method='wann', dataset='digits', noise_type='symmetric', noise_rate=.2, seed=3) | more).as_posix() == place
+    assert Config(**dict(method='wann', dataset='digits', noise_type='symmetric', noise_rate=.2, seed=3) | more).place().as_posix() == place
 
 def test_long_names_of_places_end_in_a_hash():
     base = dict(method='wann', dataset='digits', noise_type='none', noise_rate=0., seed=0)
-    a, b = (cli.default_output(base | dict(embedding='timm:' + 'x'*90 + tail)).name for tail in 'ab')
+    a, b = (Config(**base | dict(embedding='timm:' + 'x'*90 + tail)).place().name for tail in 'ab')
     assert a != b and len(a) < 70 and re.search(r'-[0-9a-f]{6}\.ipynb$', a)
 
 def test_lists(capsys):

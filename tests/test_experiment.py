@@ -11,8 +11,8 @@ from noisynb import experiment, published, record
 from noisynb.reports import printing, run_page
 from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split, datasets, load
-from noisynb.experiment import command, prepare, run, spoil
-from noisynb.record import portable
+from noisynb.experiment import Config, add_noise, prepare, run
+from noisynb.disk import portable
 from noisynb.published import published_for
 
 small = dict(n_train=240, seed=3)
@@ -152,7 +152,7 @@ def test_few_examples(tmp_path):
 
 
 def test_warnings_of_arithmetic_are_notes():
-    with experiment._noted() as notes:
+    with experiment.noted() as notes:
         np.log(np.zeros(2)), np.log(np.zeros(2))
     assert len(notes) == 1 and 'divide by zero' in notes[0]
 
@@ -184,7 +184,7 @@ def tiny(n=60, human=True):
 
 
 def test_human_labels_have_their_own_rate():
-    noisy = spoil(tiny(), 'worst', .9)
+    noisy = add_noise(tiny(), 'worst', .9)
     assert noisy.rate == .25 and noisy.rate_nominal is None
 
 
@@ -199,7 +199,7 @@ def test_human_labels_in_the_record(monkeypatch):
 
 def test_asymmetric_uses_the_map_of_the_data_set():
     data = tiny(human=False)
-    noisy = spoil(data, 'asymmetric', .5)
+    noisy = add_noise(data, 'asymmetric', .5)
     assert (noisy.given[noisy.flipped] == (data.train.labels[noisy.flipped] + 1) % 3).all() and noisy.kind == 'asymmetric'
 
 
@@ -242,9 +242,7 @@ def test_data_dir_may_name_the_variable(monkeypatch, tmp_path):
 
 
 def test_command_names_no_folder_and_quotes():
-    p = dict(method='wann', dataset='/home/me/a b.npz', data_dir='/home/me', embedding='onnx:/home/me/net.onnx?size=64', noise_type='worst', noise_rate=.4, seed=1, n_train=None, imbalance=None,
-             epochs=None, time_budget=None, device='auto', options={'k_max': 31})
-    line = command(p)
+    line = Config('wann', '/home/me/a b.npz', '/home/me', 'onnx:/home/me/net.onnx?size=64', 'worst', seed=1, options={'k_max': 31}).command()
     assert '/home' not in line and shlex.split(line.replace('$NOISYNB_DATA', 'D')) == ['noisynb', 'run', 'wann', '-p', 'dataset', 'a b.npz', '-p', 'embedding', 'onnx:net.onnx?size=64',
         '-p', 'noise_type', 'worst', '-p', 'seed', '1', '-p', 'options', '{"k_max": 31}', '-p', 'data_dir', 'D']
 
@@ -281,16 +279,15 @@ def test_page_of_labels_that_nobody_checked(tmp_path):
 
 
 def test_symmetric_noise_that_may_draw_the_true_class():
-    from noisynb import cli
     from noisynb.noise import corrupt
-    data, noisy = tiny(), spoil(tiny(), 'symmetric-included', .5, 3)
+    data, noisy = tiny(), add_noise(tiny(), 'symmetric-included', .5, 3)
     assert (noisy.given == corrupt(data.train, 'symmetric', .5, 3, n_classes=data.n_classes, include_true=True).given).all() and noisy.kind == 'symmetric-included'
     asked = dict(small, noise_type='symmetric-included', noise_rate=.5)
     r, plain = run(**asked).result, run(**dict(asked, noise_type='symmetric')).result
     assert (r['noise_type'], r['noise_rate']) == ('symmetric-included', .5) and r['noise_rate_realised'] == pytest.approx(.45, abs=.01) and plain['noise_rate_realised'] == pytest.approx(.5, abs=.01)
     assert '-p noise_type symmetric-included -p noise_rate 0.5' in r['provenance']['command'] and 'true class included' in run_page.describe(r)
     assert 'Labels drawn anew' in repr(run_page.data_facts(r)) and 'Labels drawn anew' not in repr(run_page.data_facts(plain))
-    assert cli.default_output(dict(asked, method='wann', dataset='digits')).parent.as_posix() == 'reports/digits/symmetric-included-0.5'
+    assert Config(**dict(asked, method='wann', dataset='digits')).place().parent.as_posix() == 'reports/digits/symmetric-included-0.5'
     with pytest.raises(NoisynbError, match='1.5'): run(**dict(asked, noise_rate=1.5))
 
 def test_the_control_of_a_method_stands_beside_it():

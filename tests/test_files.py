@@ -604,7 +604,7 @@ def test_batches_come_in_order_and_one_ahead():
     assert seen == s.asked == list(range(0, 60, 5))
 
 def test_a_run_on_a_folder(photos, store):
-    from noisynb.experiment import check, run
-    check(dataset=str(photos), noise_type='none')
+    from noisynb.experiment import Config, run
+    Config(dataset=str(photos), noise_type='none').check()
     this = run(dataset=str(photos), embedding='pca:4', noise_type='symmetric', noise_rate=.2, method='knn', options=dict(k=3), device='cpu')
     assert this.result['dataset'] == 'photos' and len(this.noisy.given) == 12

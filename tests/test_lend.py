@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.nn import functional as F
 
 from noisynb.core import NoisynbError, torch_generator
-from noisynb.experiment import train
+from noisynb.training import train
 from noisynb.methods import make
 from noisynb.methods.base import load
 from noisynb.methods.lend import LEND, LENDGraph, label_weights, recipes, remember, soft_labels, start_labels, stratified_batches, weighted_loss

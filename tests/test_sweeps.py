@@ -7,6 +7,7 @@ import pytest
 from noisynb.sweeps import engines, grids
 from noisynb import sweeps
 from noisynb.core import NoisynbError
+from noisynb.experiment import Config
 from noisynb.datasets import datasets
 from noisynb.methods import make
 from noisynb.noise import kinds
@@ -55,9 +56,9 @@ def test_a_grid_is_a_product_with_rules():
              set=[dict(where=dict(method=['wann', 'knn']), embedding='pca:8'), dict(where=dict(method='wann', seed=1), embedding='raw', cpus=2)])
     rows = grids.expand(g)
     assert len(rows) == 3*2*3 - 2*2 + 2
-    assert {(r['method'], r['seed'], r['embedding'], r['cpus']) for r in rows} == {('knn', 0, 'pca:8', 1), ('knn', 1, 'pca:8', 1), ('wann', 0, 'pca:8', 1), ('wann', 1, 'raw', 2),
+    assert {(c.method, c.seed, c.embedding, share['cpus']) for c, share in rows} == {('knn', 0, 'pca:8', 1), ('knn', 1, 'pca:8', 1), ('wann', 0, 'pca:8', 1), ('wann', 1, 'raw', 2),
         ('dividemix', 0, 'raw', 1), ('dividemix', 1, 'raw', 1)}
-    assert [r['seed'] for r in rows[:4]] == [0, 1, 0, 0] # the first axis changes slowest
+    assert [c.seed for c, _ in rows[:4]] == [0, 1, 0, 0] # the first axis changes slowest
 
 @pytest.mark.parametrize('change, words', [
     (dict(grid=dict(methd='knn')), "did you mean 'method'"),
@@ -88,23 +89,22 @@ def test_mistakes_are_refused(change, words):
     with pytest.raises(NoisynbError, match=words): grids.plan(grid() | change)
 
 def test_the_hash_is_of_what_decides_the_numbers():
-    d, base = grids.digest, dict(method='wann', noise_type='pair', noise_rate=.4)
+    d, base = lambda p: Config(**p).key, dict(method='wann', noise_type='pair', noise_rate=.4)
     assert d(base) == d(base | dict(seed=0, options={}, data_dir='/x', dataset='digits', n_train=None)) and len(d(base)) == 16
     changed = [dict(method='ann'), dict(noise_rate=.3), dict(seed=1), dict(embedding='pca:8'), dict(n_train=500), dict(options=dict(k_max=9)), dict(device='cpu'), dict(imbalance=.1)]
     assert len({d(base | c) for c in [{}, *changed]}) == 1 + len(changed)
     assert d(dict(noise_type='none', noise_rate=.1)) == d(dict(noise_type='none')) and d(dict(method='ce', embedding='pca:8')) == d(dict(method='ce'))
-    assert grids.place(grids.settings() | dict(method='ce', embedding='pca:8')) == grids.place(grids.settings() | dict(method='ce'))
+    assert Config(method='ce', embedding='pca:8').place() == Config(method='ce').place()
 
 def test_a_record_says_which_configuration_made_it():
-    "Through the command of a real record, and of every record in the reports"
-    from noisynb.experiment import command
+    "Through its parameters, and through its command where it is older than these; and so does every record in the reports"
     for more in {}, dict(noise_type='pair', options=dict(k_max=31)), dict(n_train=500, imbalance=.1, embedding='pca:8', device='cpu', data_dir='/data'), dict(method='ce', epochs=3, time_budget=.5), dict(noise_type='pair', noise_rate=0):
-        p = grids.settings() | dict(method='wann') | more
-        assert grids.made_by(dict(provenance=dict(command=command(p)))) == grids.digest(p)
+        c = Config(**more)
+        assert grids.made_by(dict(provenance=dict(command=c.command()))) == c.key == grids.made_by(dict(parameters=c.settled))
     for path in (root/'reports').glob('*/*/*.json'):
         record = grids.read_record(path)
-        if record and 'test_accuracy' in record: assert grids.made_by(record), path
-    assert grids.made_by({}) is None and grids.made_by(dict(provenance=dict(command='noisynb run nothing -p seed 0'))) is None
+        if record and 'test_accuracy' in record: assert grids.made_by(record) == grids.made_by(dict(provenance=record['provenance'])) != None, path
+    assert grids.made_by({}) is None and grids.made_by(dict(parameters=['wann'])) is None and grids.made_by(dict(provenance=dict(command='noisynb run nothing -p seed 0'))) is None
 
 def test_names_are_not_shared(tmp_path):
     jobs = grids.plan(dict(grid=dict(method='knn', device=['auto', 'cpu'])), tmp_path) # the device is not in the name
@@ -117,16 +117,16 @@ def test_names_are_not_shared(tmp_path):
 
 def test_pages_of_the_first_seed(tmp_path):
     for choice, kept in dict(all=6, first=2, none=0).items(): assert sum(j.pages for j in grids.plan(dict(grid=dict(method=['knn', 'ann'], seed=[5, 3, 4])), tmp_path, choice)) == kept
-    assert {j.parameters['seed'] for j in grids.plan(dict(grid=dict(method=['knn', 'ann'], seed=[5, 3, 4]), pages='first'), tmp_path) if j.pages} == {3}
+    assert {j.config.seed for j in grids.plan(dict(grid=dict(method=['knn', 'ann'], seed=[5, 3, 4]), pages='first'), tmp_path) if j.pages} == {3}
 
 @pytest.mark.parametrize('path', sorted((root/'sweeps').glob('*')), ids=lambda p: p.name)
 def test_grids_that_come_along(path):
     found = grids.read_grid(path)
     rows = grids.expand(found)
     people = {kind for spec in datasets.values() for kind in spec.human}
-    for r in rows:
-        make(r['method'], **r['options'] or {})
-        assert r['noise_type'] in {*kinds, *people} and (r['dataset'] in datasets)
+    for c, _ in rows:
+        make(c.method, **c.options or {})
+        assert c.noise_type in {*kinds, *people} and c.dataset in datasets
     assert len(rows) > 1
 
 def test_files_of_all_kinds(tmp_path):
@@ -167,9 +167,9 @@ def test_failures_are_told_and_tried_again_on_request(pool, tmp_path, monkeypatc
     monkeypatch.setenv('STUB_DIES', '2')
     said = []
     out = sweeps.sweep(grid(4), tmp_path/'r', pool(), say=said.append)
-    why = {job.parameters['seed']: message for job, message in out.failed}
+    why = {job.config.seed: message for job, message in out.failed}
     assert out.done == 2 and why[1] == 'run_method.ipynb stopped in cell 3: ValueError: no luck' and 'signal 9' in why[2]
-    key = next(job.key for job, _ in out.failed if job.parameters['seed'] == 1)
+    key = next(job.key for job, _ in out.failed if job.config.seed == 1)
     assert sum('FAILED' in line for line in said) == 2 and 'Traceback' in json.loads((tmp_path/f'r/.noisynb-sweep/failed/{key}.json').read_text())['log']
     monkeypatch.setenv('STUB_FAILS', '')
     out = sweeps.sweep(grid(4), tmp_path/'r', pool(), say=said.append)
@@ -345,10 +345,10 @@ def test_two_runs_do_not_search_the_same_neighbours(tmp_path, monkeypatch):
     from noisynb.methods import make
     monkeypatch.setenv('NOISYNB_CACHE', str(tmp_path))
     X, found = np.random.default_rng(0).normal(size=(3000, 20)).astype(np.float32), []
-    slow = experiment.plain(make('knn'), 51)
+    slow = experiment.plain_vote(make('knn'), 51)
     type(slow).neighbor_graph, real = lambda self, X: (time.sleep(.5), real(self, X))[1], type(slow).neighbor_graph
     try:
-        threads = [threading.Thread(target=lambda: found.append(experiment.neighbors(make('knn'), X))) for _ in range(2)]
+        threads = [threading.Thread(target=lambda: found.append(experiment.shared_graph(make('knn'), X))) for _ in range(2)]
         for t in threads: t.start()
         for t in threads: t.join()
     finally: type(slow).neighbor_graph = real

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['images_fingerprint', 'embed_into', 'stored', 'ready', 'parse', 'make_extractor', 'check_name', 'Embedded', 'embed',
-           'extract']
+           'extract', 'choose', 'at_side', 'embed_images']
 
 # %% ../../nbs/06_embeddings/01_embeddings.ipynb #cd28e9ea
 import ast, inspect, os, re, urllib.parse, zipfile, zlib
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 import numpy as np
 from ..core import NoisynbError, unknown, whole_number
 from ..show import track
-from ..disk import Store, _batches, cache_folder, fill, fingerprint
+from ..disk import Store, _batches, cache_folder, data_folder, fill, fingerprint, portable
 from ..datasets.base import Split
 from .extractors import Extractor, _file, backbones, onnx_extractor, pca, pixels, timm_extractor
 
@@ -126,6 +128,7 @@ def check_name(
     data_dir=None, # the data folder, where files are looked for, too
 ):
     "Raise `NoisynbError` for a name that leads nowhere; nothing is computed"
+    if isinstance(name, str) and name == 'auto': return
     if not isinstance(name, (str, os.PathLike)): raise NoisynbError(f'the embedding is {name!r}; give the name of a backbone, or a path')
     if str(name).endswith('.npz'): _file(name, data_dir)
     if str(name).endswith('.npz') or Path(name).is_dir(): return
@@ -136,12 +139,13 @@ def check_name(
 
 def _features(parts, name, store, device, batch_size, data_dir, options):
     "Features of each part, the full name and what is worth knowing about them"
+    first = next(iter(parts.values()))
+    if isinstance(name, str) and name == 'auto': name, _ = _usable(*choose(first, data_dir), first, device, data_dir)
     if isinstance(name, (str, os.PathLike)) and (str(name).endswith('.npz') or Path(name).is_dir() and parse(name)[0] not in ('raw', 'pca')):
         path = _file(name, data_dir)
         return ready(path, parts), path.name, {}
     kind, argument, given = parse(name) if not isinstance(name, Extractor) else ('extractor', '', {})
     if kind in ('raw', 'pca') and (given or options): raise NoisynbError(f'{kind} takes no options, and {", ".join({**given, **options})} was given')
-    first = next(iter(parts.values()))
     seen = {} if isinstance(first, np.ndarray) else dict(transform=f'{min(first.size, 32)} px RGB')
     if kind == 'raw' and not argument: return {p: pixels(i) for p, i in parts.items()}, 'raw', seen
     if kind == 'pca':
@@ -195,3 +199,58 @@ def extract(
     images = Split(images, np.zeros(len(images), int)).images
     if not len(images): raise NoisynbError('there are no images to embed')
     return _features(dict(images=images), name, store, device, batch_size, data_dir, options)[0]['images']
+
+# %% ../../nbs/06_embeddings/01_embeddings.ipynb #a070c403
+def choose(
+    images, # uint8 (n, h, w, c), or `Files`
+    data_dir=None, # where .onnx files are looked for
+): # name of the embedding, and why
+    "The best that is on this machine"
+    if min(images.shape[1:3]) < 16: return 'pca:64', f'images of {images.shape[2]}x{images.shape[1]} pixels are too small for a network'
+    hub = Path(os.environ.get('HF_HUB_CACHE') or Path(os.environ.get('HF_HOME') or '~/.cache/huggingface').expanduser()/'hub')
+    for name in backbones if find_spec('timm') else ():
+        weights = sorted(hub.glob(f'models--timm--{name[5:]}/snapshots/*/model.safetensors')) if name.startswith('timm:') else []
+        if weights: return f'{name}?weights={quote(str(weights[-1]))}' + '&size=224'*('dinov2' in name), 'its weights are on this machine'
+    found = sorted(data_folder(data_dir).glob('*.onnx'), key=lambda p: (p.stat().st_size, p.name)) if find_spec('onnxruntime') else []
+    if found: return f'onnx:{quote(found[-1].name)}', 'it is ' + ('the only' if len(found) == 1 else f'the largest of {len(found)}') + ' .onnx in the data folder, and is taken to want images as EfficientNet-Lite does'
+    missing = [m for m in ('timm', 'onnxruntime') if not find_spec(m)]
+    return 'pca:64', 'there are no weights of a timm network on this machine and no .onnx file in the data folder' + (f'; {" and ".join(missing)} not installed either (pip install "noisynb[backbones]")' if missing else '')
+
+# %% ../../nbs/06_embeddings/01_embeddings.ipynb #a070c406
+def at_side(images, side):
+    "Images that will be decoded at `side` pixels; arrays as they are"
+    return images.at(side) if hasattr(images, 'at') else images
+
+def _usable(name, why, images, device, data_dir):
+    "What was chosen, if it works on the first image"
+    if not name.startswith(('timm', 'onnx')): return name, why
+    try: make_extractor(name, device, data_dir)(at_side(images, 224)[:1])
+    except Exception:
+        shown = portable(name)
+        return 'pca:64', f'{shown}, which was there, could not be used; ask for it by name to see why'
+    return name, why
+
+def embed_images(
+    images, # uint8 (n, h, w, c), or `Files`
+    embedding='auto', # 'auto' for the best there is, another name that `embed` takes, or an `Extractor`
+    device:str='auto', # where a network runs
+    data_dir=None, # the data folder
+    rows=None, # which rows of ready-made features belong to the images; None for all
+    listed=None, # how many rows ready-made features must have; None for one for each image
+): # float32 (n, d), name, what was done in words, why this embedding
+    "One row of numbers for each image"
+    why = 'it was asked for'
+    if isinstance(embedding, str) and embedding == 'auto':
+        embedding, why = _usable(*choose(images, data_dir), images, device, data_dir)
+    if isinstance(embedding, str) and embedding.endswith('.npz'):
+        X = ready(_file(embedding, data_dir), dict(train=range(len(images) if listed is None else listed)))['train']
+        return X if rows is None else X[rows], Path(embedding).name, 'ready-made features', why
+    kind, _, options = parse(embedding) if isinstance(embedding, str) else ('', '', {})
+    e = make_extractor(embedding, device, data_dir) if kind in ('timm', 'onnx') else embedding
+    side = 32 if kind in ('raw', 'pca') else options.get('size') or (192 if kind == 'onnx' else 224)
+    images = at_side(images, side)
+    X = extract(images, e, device=device, data_dir=data_dir)
+    of = f'the pixels at {images.shape[2]}x{images.shape[1]}'
+    if kind == 'pca': return X, f'pca:{X.shape[1]}', f'{X.shape[1]} principal components of {of}', why
+    if kind == 'raw': return X, 'raw', of, why
+    return X, e.name, f'{X.shape[1]} features of a network; {e.transform}', why

@@ -8,7 +8,8 @@ __all__ = ['title', 'headline', 'how', 'thumbnail', 'witnesses', 'suspects', 'by
 # %% ../../nbs/20_reports/05_audit_page.ipynb #405ef6a9
 import html, re
 import numpy as np
-from ..audit import Audit, sized
+from ..audit import Audit
+from ..embeddings import at_side
 from ..show import Table
 from ..datasets.files import Files
 from ..methods import method_class, methods
@@ -82,7 +83,7 @@ def thumbnail(
 def _images(found, rows, side):
     "Thumbnails by row"
     rows = np.unique(np.asarray(rows, int))
-    pictures = sized(found.subject.images, side)
+    pictures = at_side(found.subject.images, side)
     return {i: thumbnail(pictures[int(i)], side) for i in rows}
 
 def witnesses(

@@ -16,7 +16,7 @@ import numpy as np
 from ..core import NoisynbError
 from ..show import Table
 from ..disk import fingerprint
-from ..experiment import prepare, spoil
+from ..experiment import add_noise, prepare
 from ..record import unpack
 from .plots import Gallery, Picture, axes, look, palette
 from .blocks import Block
@@ -344,7 +344,7 @@ def hardest(
     r = s.runs[names[0]][seed]
     try:
         _, data, _ = prepare(r['dataset'], data_dir, None if _whole(r, data_dir) else r['n_train'], r['imbalance'], seed)
-        noisy = spoil(data, r['noise_type'], r['noise_rate'], seed)
+        noisy = add_noise(data, r['noise_type'], r['noise_rate'], seed)
         if fingerprint(noisy.given) != r['samples']['given']: raise NoisynbError('labels made again are not those of the record')
     except (NoisynbError, OSError) as e: return [(f'The images are not shown: {str(e).splitlines()[0]}', None)]
     parts, name, given, truth = [], data.classes, noisy.given, data.train.labels

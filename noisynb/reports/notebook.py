@@ -83,7 +83,7 @@ def _tidy(path, notebook, out):
     import nbformat
     from papermill.translators import PythonTranslator
     from noisynb.audit import place_mark
-    from noisynb.record import portable
+    from noisynb.disk import portable
     nb, out = nbformat.read(path, 4), Path(out).resolve()
     given = nb.metadata.papermill.parameters
     if given.get('path'): nb.metadata.papermill.place = place_mark(given.path)

@@ -152,7 +152,7 @@ class Ledger:
 # %% ../../nbs/18_sweeps/02_sweeps.ipynb #9d407cad
 def _alike(job):
     "From the narrowest group of runs that take about the same time to the widest"
-    return [json.dumps([job.setting[k] for k in names]) for names in (('method', 'dataset', 'embedding', 'n_train', 'epochs', 'time_budget', 'options'), ('method', 'dataset'), ('method',), ())]
+    return [json.dumps([job.config.settled[k] for k in names]) for names in (('method', 'dataset', 'embedding', 'n_train', 'epochs', 'time_budget', 'options'), ('method', 'dataset'), ('method',), ())]
 
 class Estimate:
     "Time left, from what similar runs took"
@@ -294,7 +294,7 @@ def survey(
     "What of a grid is finished, what failed and what is to be done, by method and data set, with the time it should take one run after the other"
     ledger, groups, since, every = Ledger(out), defaultdict(list), since and _time(since), []
     estimate = Estimate(ledger.times())
-    for job in plan(grid, out, pages): groups[job.parameters['method'], Path(job.setting['dataset']).stem].append(job)
+    for job in plan(grid, out, pages): groups[job.config.method, Path(job.config.settled['dataset']).stem].append(job)
     rows = []
     for (method, data), jobs in groups.items():
         todo = [j for j in jobs if not finished(j, since)]

@@ -75,7 +75,7 @@ class Local:
     def wants(self, job):
         "The share of graphics cards of a run"
         asked = job.share['gpus']
-        return asked if asked is not None else float(bool(self.cards) and job.parameters['device'] != 'cpu')
+        return asked if asked is not None else float(bool(self.cards) and job.config.device != 'cpu')
 
     def _give(self, gpus):
         "Cards that together have that much free, or None"
@@ -177,7 +177,7 @@ class Ray:
     def start(self, job):
         "Hand a run to the cluster; it lives and dies with this process"
         s, name = job.share, Path(*job.path.parts[-3:])
-        gpus = s['gpus'] if s['gpus'] is not None else float(self._have('GPU') > 0 and job.parameters['device'] != 'cpu')
+        gpus = s['gpus'] if s['gpus'] is not None else float(self._have('GPU') > 0 and job.config.device != 'cpu')
         task = self.task.options(num_cpus=s['cpus'], num_gpus=gpus, memory=int(s['memory']*2**30), name=repr(job))
         words = job.words(job.path.resolve() if self.shared else Path('reports')/name)
         self.running[task.remote(words, environment(job, None if gpus else ''), str(Path.cwd()) if self.shared else None, s['minutes'], self.command)] = job

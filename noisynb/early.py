@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .core import NoisynbError, check_number, pick_device, processor_threads, torch_generator, whole_number
+from .core import NoisynbError, check_options, option, pick_device, processor_threads, torch_generator
 from .losses import make_loss
 from .neighbors import NeighborGraph
-from .networks import Trunk, default_network, make_network
+from .networks import Trunk, architecture, build_network
 from .selection import class_quotas, fit_mixture, small_loss
 from .training import Schedule, evaluate, image_set, layer_chance, one_pass, sgd
 
@@ -36,12 +36,12 @@ def check_set(
 @dataclass(eq=False, repr=False)
 class EarlyNetwork:
     "A classifier that stops before it memorises wrong labels"
-    epochs: int = 4
+    epochs: int = option(4, low=1, whole=True)
     network: str = 'auto' # a name in noisynb.networks
     network_options: dict | None = None # for make_network
-    batch_size: int = 64
-    learning_rate: float = .1 # the largest
-    flip: bool | str = 'auto' # mirror images at random; 'auto': those in colour
+    batch_size: int = option(64, low=1, whole=True)
+    learning_rate: float = option(.1, above=True) # the largest
+    flip: bool | str = option('auto', fits=lambda v: v in (True, False, 'auto'), give="True, False or 'auto'") # mirror images at random; 'auto': those in colour
     random_state: int = 0
     device: str = 'auto'
     threads: int = 1 # of the processor
@@ -53,19 +53,19 @@ class EarlyNetwork:
     ):
         "Train on all labels as they are; returns self"
         given, device = check_set(images, given, n_classes, 'given'), pick_device(self.device)
-        for name in 'epochs', 'batch_size': whole_number(getattr(self, name), name)
-        check_number(self.learning_rate, 'learning_rate', above=True)
-        if self.flip not in (True, False, 'auto'): raise NoisynbError(f"flip is {self.flip!r}; give True, False or 'auto'")
-        channels, side = images.shape[3], min(images.shape[1:3])
+        check_options(type(self), vars(self))
         with processor_threads(self.threads):
-            set = image_set(images, device, flip=channels == 3 if self.flip == 'auto' else self.flip)
-            name = default_network(side, channels, torch.device(device).type) if self.network == 'auto' else self.network
-            self.network_ = make_network(name, n_classes, channels, side, self.random_state, 'early network', **self.network_options or {}).to(device, memory_format=torch.channels_last)
+            parts = architecture(self.network, images.shape[1:], n_classes, device, self.network_options)
+            self.network_ = build_network(parts, self.random_state, 'early network', device)
+            set = image_set(images, device, flip=self.flip)
             self.statistics_ = set.statistics
-            optimiser, chance = sgd(self.network_, self.learning_rate), torch_generator(self.random_state, 'early network', device)
-            codes, schedule = torch.from_numpy(given).to(device), Schedule(self.learning_rate, 'triangle', warmup=.25)
+            optimizer, chance = sgd(self.network_, self.learning_rate), torch_generator(self.random_state, 'early network', device)
+            codes, loss = torch.from_numpy(given).to(device), make_loss('ce', n_classes)
+            schedule = Schedule(self.learning_rate, 'triangle', warmup=.25)
             for epoch in range(self.epochs):
-                with layer_chance(self.random_state, f'early network, epoch {epoch}', device): one_pass(self.network_, optimiser, set, codes, make_loss('ce', n_classes), self.batch_size, chance, lambda share: schedule((epoch + share)/self.epochs))
+                rate = lambda share: schedule((epoch + share)/self.epochs)
+                with layer_chance(self.random_state, f'early network, epoch {epoch}', device):
+                    one_pass(self.network_, optimizer, set, codes, loss, self.batch_size, chance, rate)
         return self
 
     @torch.no_grad()

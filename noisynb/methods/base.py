@@ -7,6 +7,7 @@ __all__ = ['check_embeddings', 'check_labels', 'check_training', 'NoisyLabelClas
 
 # %% ../../nbs/20_methods.base.ipynb #b7b30db9
 import json, warnings
+from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -101,7 +102,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
         arrays, plain = _flatten(self._fitted())
         names = [n for n, (where, _) in methods.items() if where.endswith(f':{type(self).__name__}')]
         if not names: raise NoisynbError(f'{type(self).__name__} is not in the registry, so it could not be loaded again; add it to noisynb.methods.methods')
-        header = dict(format='noisynb-1', method=names[0], params=json.dumps(self.get_params(deep=False), default=lambda v: v.tolist()), plain=json.dumps(plain))
+        text = lambda tree: json.dumps(tree, default=lambda v: v.tolist())
+        header = dict(format='noisynb-1', method=names[0], params=text(self.get_params(deep=False)), plain=text(plain))
         with atomic_path(path) as tmp: save_file(arrays, tmp, metadata=header)
         return Path(path)
 
@@ -111,7 +113,7 @@ def _flatten(tree, prefix=''):
     arrays, plain = {}, {}
     for k, v in tree.items():
         key = f'{prefix}{k}'
-        if isinstance(v, dict):
+        if isinstance(v, Mapping):
             a, p = _flatten(v, f'{key}/')
             arrays |= a; plain |= p
         elif isinstance(v, np.ndarray) and v.dtype.kind in 'biuf': arrays[key] = np.ascontiguousarray(v)

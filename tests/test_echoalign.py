@@ -137,8 +137,8 @@ def test_what_is_learnt_from(painter):
     X, y, true = stripes()
     model, found = small(mode='official', threshold='otsu', scale_weights=False), {}
     class Look(EchoAlign):
-        def _gather(self):
-            super()._gather()
+        def _build(self):
+            super()._build()
             found.update(pixels=self._pool.raw().numpy(), rows=self._rows.numpy(), weights=self._weights.numpy(), kept=self.kept_)
     Look(**model.get_params()).fit(X, y)
     own = int((y == true).sum())

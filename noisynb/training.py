@@ -278,6 +278,7 @@ class State(SimpleNamespace):
     def load_state_dict(self, packed:dict):
         "Take over what `state_dict` gave"
         packed = {k.replace('optimiser', 'optimizer'): v for k, v in packed.items()} # as older checkpoints spell it
+        for k in [k for k, v in packed.items() if isinstance(v, list) and not v and not hasattr(self, k)]: del packed[k] # no longer kept, and empty
         mine, theirs = sorted(vars(self)), sorted(packed)
         if mine != theirs: raise NoisynbError(f'the state has {", ".join(theirs)}, and this method keeps {", ".join(mine)}; it is that of another method or version')
         for k, v in packed.items(): setattr(self, k, _unpacked(getattr(self, k), v))

@@ -53,7 +53,6 @@ def test_t6_loss():
 def test_weights():
     Z, y = tensor([[2, 1, -1], [0, 3, 3.5], [-1, -2, -3]]), torch.tensor([1, 2, 0])
     near(soft_labels(Z), Z.softmax(1))
-    near(soft_labels(Z, sharpen=2.), (2*Z).softmax(1))
     near(label_weights(soft_labels(Z), y), Z.softmax(1)[[0, 1, 2], y])
     q = soft_labels(Z, 'agree')
     near(q, [[2/3, 1/3, 0], [0, 3/6.5, 3.5/6.5], [1/3]*3]) # nothing above zero: undecided
@@ -88,7 +87,7 @@ def test_recipes():
     code, paper = recipes['code'], recipes['paper']
     assert (code['include_self'], code['coupling'], code['steps'], code['history'], code['history_start'], code['beta'], code['weighting']) == (True, 'out', 0, 'input', 10, .9, 'softmax')
     assert (paper['include_self'], paper['coupling'], paper['history'], paper['history_start'], paper['beta'], paper['weighting']) == (False, 'in', 'output', 0, .9, 'agree') and paper['steps'] > 0
-    for p in (code, paper): assert (p['propagation'], p['batch_size'], p['epochs'], p['gamma'], p['graph'], p['warmup'], p['centre']) == (.99, 256, 200, 3., 'batch', 0, False)
+    for p in (code, paper): assert (p['propagation'], p['batch_size'], p['epochs'], p['gamma'], p['graph'], p['warmup'], p['center']) == (.99, 256, 200, 3., 'batch', 0, False)
     X, y, _ = stripes()
     model = small(recipe='code').fit(X, y)
     assert model.options_ == model.get_params() | dict(code, recipe='code', epochs=4, batch_size=8)
@@ -224,7 +223,7 @@ def clusters(n=300, seed=0, wrong=.4):
     X = 3*np.eye(3, 5)[true] + .4*rng.standard_normal((n, 5))
     return X.astype(np.float32), np.where(rng.random(n) < wrong, rng.integers(0, 3, n), true), true
 
-@pytest.mark.parametrize('options', [{}, dict(metric='cosine'), dict(steps=20), dict(centre=False, coupling='in'), dict(standardize=True)])
+@pytest.mark.parametrize('options', [{}, dict(metric='cosine'), dict(steps=20), dict(center=False, coupling='in'), dict(standardize=True)])
 def test_clusters(options):
     X, y, true = clusters()
     model = make('lend-graph', **options).fit(X, y)
@@ -268,7 +267,7 @@ def test_a_class_that_dilution_leaves_out(tmp_path):
     y = true.copy()
     y[true == 2] = 1
     y[np.flatnonzero(true == 0)[0]] = 2
-    model = LENDGraph(centre=False).fit(X, y)
+    model = LENDGraph(center=False).fit(X, y)
     assert model.classes_.tolist() == [0, 1, 2] and set(model.corrected_labels_) == {0, 1}
     P = model.predict_proba(X)
     assert (P[:, 2] == 0).all() and P.sum(1) == pytest.approx(1) and (model.predict(X) == np.where(true == 0, 0, 1)).all()

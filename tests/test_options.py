@@ -14,7 +14,7 @@ from toys import stripes
 
 kind = {name: method_class(name).input for name in methods if name != 'cleanlab'} # an extra
 on_images, on_embeddings = ([m for m, k in kind.items() if k == what] for what in ('images', 'embeddings'))
-more = dict(echoalign=dict(echomod='identity', early=2, time_budget=9.), dividemix=dict(setting='cifar10n'), promix=dict(setting='cifar10n', rho=.4), lend=dict(recipe='code'))
+more = dict(echoalign=dict(echomod='identity', early_epochs=2, time_budget=9.), dividemix=dict(setting='cifar10n'), promix=dict(setting='cifar10n', rho=.4), lend=dict(recipe='code'))
 
 
 def small(method, **options):

@@ -14,7 +14,6 @@ from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import make, methods
 from noisynb.methods import promix as module
 from noisynb.methods.base import load
-from noisynb.methods.images import Options
 from noisynb.methods.promix import (Ensemble, ProMix, Stage, advise_rho, debias, follow, guess, negative_entropy, published, ramp, recipes,
                                     rest_weight, select, soft_cross_entropy, target_codes)
 from noisynb.selection import class_quotas, small_loss
@@ -302,7 +301,7 @@ def test_the_second_head_waits_and_then_moves_the_trunk():
 @pytest.mark.parametrize('lean', [False, True])
 def test_nothing_or_everything_chosen(known, beta, lean):
     "Trap 1: no mean over nothing, neither in the loss nor in the marginals; trap 16: one image is not mixed with itself"
-    s, o, images, codes = bench(recipe='published', lean=lean)
+    s, o, images, codes = bench(recipe='published', skip_unweighted=lean)
     g, rows, network = torch_generator(0, 'edges'), torch.arange(8), next(iter(s.networks[0]))
     xw, xs = images.weak(rows, g), images.strong(rows, g)
     weak = module.head_logits(network, xw, 2)
@@ -319,7 +318,7 @@ def test_the_share_that_is_seen(rho, monkeypatch):
     monkeypatch.setattr(module, 'evaluate', lambda *a: answers.pop(0))
     def scan(*right): # the first so many labels are predicted by either network
         for n in right: answers.append(torch.where(torch.arange(48) < n, y, (y + 1) % 3).eq(torch.arange(3)[:, None]).T.float()*5)
-        module.scan(s, o, images, y, 0.)
+        module.scan(s, o, images, y)
         return s.clean, s.rho
     kept = (lambda v: max(.1, min(.9*v, .7))) if rho == 'auto' else (lambda v: max(.1, v))
     for right, seen in (((0, 4), 2/48), ((24, 36), 30/48), ((12, 12), 30/48), ((48, 48), 1.)):
@@ -333,12 +332,12 @@ def test_six_tenths_within_two_estimates(monkeypatch, seen, low, rho):
     z[row, y] = .05
     z[row, (y + 1) % 3] = torch.where(row < seen, -.1, torch.where(row < low, .1, 9.)) # predicted, narrowly lost, lost by far
     monkeypatch.setattr(module, 'evaluate', lambda *a: z)
-    module.scan(s, o, images, y, 0.)
+    module.scan(s, o, images, y)
     assert (s.clean, s.rho) == pytest.approx((seen/48, rho))
 
 def test_scan_by_hand():
     s, o, images, codes = bench(recipe='published', rho=.5)
-    module.scan(s, o, images, codes, 0.)
+    module.scan(s, o, images, codes)
     from noisynb.training import evaluate
     y = codes.numpy()
     for net, base in zip(s.networks[0], s.base.numpy()):
@@ -347,15 +346,11 @@ def test_scan_by_hand():
             mine = np.flatnonzero(y == c)
             wanted = mine[losses[mine].argsort(kind='stable')][:min(8, len(mine))]
             assert set(np.flatnonzero(base & (y == c))) == set(wanted)
-    o = Options(dict(o) | dict(rho_end=1.))
-    for share, quota in (1., 16), (.5, 12):
-        module.scan(s, o, images, codes, share)
-        assert (s.base.sum(1) == sum(min(quota, (y == c).sum()) for c in range(3))).all()
 
 @pytest.mark.parametrize('guesses', ['own', 'both'])
 def test_whose_guesses(guesses):
     "New labels from the network's own prediction or from the mean of both, which are the same for both networks then"
-    parts = bench(recipe='published', guesses=guesses, tau=1.)
+    parts = bench(recipe='published', pseudo_labels=guesses, tau=1.)
     module.chosen_epoch(*parts, Stage(0., 0., None, 1.), rate)
     a, b = parts[0].targets
     assert (parts[0].stages == 0).all() and torch.equal(a, b) == (guesses == 'both')
@@ -363,7 +358,7 @@ def test_whose_guesses(guesses):
 def test_without_regions(monkeypatch):
     monkeypatch.setattr(module, 'fmix', None)
     X, y, _ = stripes()
-    small(regions=False).fit(X, y)
+    small(fmix=False).fit(X, y)
     with pytest.raises(TypeError): small(ramp=0).fit(X, y)
 
 def test_when_it_scans_and_agrees(monkeypatch):
@@ -372,10 +367,10 @@ def test_when_it_scans_and_agrees(monkeypatch):
     real_scan, real_epoch = module.scan, module.chosen_epoch
     monkeypatch.setattr(module, 'scan', lambda *a: scans.append(len(caps)) or real_scan(*a))
     monkeypatch.setattr(module, 'chosen_epoch', lambda s, o, images, codes, now, rate: caps.append((now.w, now.beta, now.cap)) or real_epoch(s, o, images, codes, now, rate))
-    small(epochs=10, warmup=2, ramp=4, agree=3, scan_every=3, cap=.8, beta=.1, beta_ramp=5, beta_after_ramp=0., heads=2).fit(X, y)
+    small(epochs=10, warmup=2, ramp=4, agreement_epochs=3, scan_every=3, agreement_cap=.8, beta=.1, beta_ramp=5, beta_after_ramp=0., heads=2).fit(X, y)
     assert scans == [0, 3, 6] and [c[2] for c in caps] == [None]*6 + [.8]*2 # epochs 8 and 9: later than 10 - 3
     assert [c[0] for c in caps] == [.5, .75] + [1]*6 and [c[1] for c in caps] == pytest.approx([.04, .06, .08] + [0]*5)
-    assert [e for e in range(601) if e > 600 - recipes['published']['agree']] == list(range(351, 601))
+    assert [e for e in range(601) if e > 600 - recipes['published']['agreement_epochs']] == list(range(351, 601))
 
 def test_pair_is_the_mean_of_logits():
     X, y, _ = stripes()
@@ -387,8 +382,8 @@ def test_pair_is_the_mean_of_logits():
     torch.testing.assert_close(torch.from_numpy(model.predict_proba(X)).float(), ((a + b)/2).softmax(1))
     assert not torch.equal(a, b) and model.predict_proba(X[:0]).shape == (0, 3)
 
-@pytest.mark.parametrize('options', [{}, dict(recipe='published', warmup=1, ramp=2, agree=2, tau=.4), dict(recipe='lmnl', warmup=1, agree=2), dict(quotas='size', beta_after_ramp=.1, lean=False),
-    dict(alpha_o=0., alpha_p=0.), dict(rho=1., tau=1.), dict(rho=.3, rho_end=.6, penalty=True, quirk=True), dict(warmup=0)])
+@pytest.mark.parametrize('options', [{}, dict(recipe='published', warmup=1, ramp=2, agreement_epochs=2, tau=.4), dict(recipe='lmnl', warmup=1, agreement_epochs=2), dict(quotas='size', beta_after_ramp=.1, skip_unweighted=False),
+    dict(alpha_o=0., alpha_p=0.), dict(rho=1., tau=1.), dict(rho=.3, confidence_penalty=True, published_spectrum=True), dict(warmup=0)])
 def test_contract(options, tmp_path):
     X, y, _ = stripes()
     model = small(**options)
@@ -425,7 +420,7 @@ def test_same_seed_same_bits_and_nothing_global():
 @pytest.mark.parametrize('recipe, stop', [('small', 1), ('small', 2), ('published', 4)])
 def test_going_on_after_a_stop(recipe, stop, tmp_path):
     "Everything that training changes is in the checkpoint: same history, same weights as without the stop"
-    make = partial(small, epochs=5, recipe=recipe, network='small-cnn', warmup=1, scan_every=2, agree=3, tau=.5, memory=.9, beta_after_ramp=.1)
+    make = partial(small, epochs=5, recipe=recipe, network='small-cnn', warmup=1, scan_every=2, agreement_epochs=3, tau=.5, marginal_momentum=.9, beta_after_ramp=.1)
     whole, model = gone_on(make, stop, path := str(tmp_path/'run'))
     assert (model.stages_ == whole.stages_).all() and (model.marginals_ == whole.marginals_).all()
     done = make(checkpoint=path).fit(*stripes()[:2]) # nothing left to do
@@ -444,13 +439,13 @@ def test_ends_of_the_range(n, C, wrong, recipe):
     "Two classes, fewer images than a batch, no wrong labels, wrong labels only"
     X, y, _ = stripes(n, C, wrong)
     y[:C] = np.arange(C)
-    model = small(recipe=recipe, network='small-cnn', epochs=4, batch_size=64, warmup=1, ramp=2, agree=2, tau=.6).fit(X, y)
+    model = small(recipe=recipe, network='small-cnn', epochs=4, batch_size=64, warmup=1, ramp=2, agreement_epochs=2, tau=.6).fit(X, y)
     assert np.isfinite(model.label_quality_).all() and len(model.history_) == 4 and np.isfinite(model.marginals_).all()
 
 def test_one_by_one_at_the_end_of_a_deep_network():
     "Batch norm over one pixel of one image is refused by PyTorch; no step needs it"
     X, y, _ = stripes(17)
-    model = small(recipe='published', network='preact-resnet18-narrow', network_options=dict(width=4), epochs=3, warmup=1, lean=True, rho=.05, tau=1.).fit(X, y)
+    model = small(recipe='published', network='preact-resnet18-narrow', network_options=dict(width=4), epochs=3, warmup=1, skip_unweighted=True, rho=.05, tau=1.).fit(X, y)
     assert np.isfinite(model.label_quality_).all()
 
 def test_options():
@@ -464,7 +459,7 @@ def test_options():
 
 @pytest.mark.parametrize('wrong, message', [(dict(recipe='smal'), "did you mean 'small'"), (dict(setting='cifar10'), 'no setting'), (dict(quotas='equl'), "did you mean 'equal'"), (dict(heads=3), 'heads is 3'),
     (dict(rho=1.5), 'rho is 1.5'), (dict(rho='much'), 'rho is'), (dict(warmup=4), 'of which 4 are warm-up'), (dict(temperature=0), 'temperature is 0'), (dict(scan_every=.5), 'scan_every is'), (dict(tau=-1), 'tau is -1'),
-    (dict(cap='all'), 'cap is'), (dict(tau_agree='high'), 'tau_agree is'), (dict(guesses='bth'), "did you mean 'both'"), (dict(beta_after_ramp=-.1), 'beta_after_ramp')])
+    (dict(agreement_cap='all'), 'agreement_cap is'), (dict(tau_agree='high'), 'tau_agree is'), (dict(pseudo_labels='bth'), "did you mean 'both'"), (dict(beta_after_ramp=-.1), 'beta_after_ramp')])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['settings', 'recipes', 'sharpen', 'co_refine', 'co_guess', 'prior_gap', 'semi_supervised_loss', 'mixup_loss',
-           'epoch_kind', 'divide', 'noise_seen', 'advise_options', 'rows_of_epoch', 'plain_epoch', 'predicting',
-           'losses_and_proba', 'settle', 'signs_of_failure', 'epoch_targets', 'mixmatch_epoch', 'divided_epoch',
-           'DivideMix']
+           'epoch_kind', 'divide', 'noise_seen', 'advise_options', 'rows_of_epoch', 'plain_epoch', 'losses_and_proba',
+           'settle', 'signs_of_failure', 'epoch_targets', 'mixmatch_epoch', 'divided_epoch', 'DivideMix']
 
 # %% ../../nbs/25_methods.dividemix.ipynb #6d11c2d6
 import itertools, math
@@ -19,7 +18,6 @@ from ..augment import beta, mix, mixup
 from ..core import NoisynbError, option
 from ..losses import log_proba, negative_entropy
 from .images import ImageMethod, check_warmup, in_epochs, warming
-from ..networks import EMA
 from ..selection import min_max, ramp, recent_mean, split, two_component
 from ..training import autocast, batches, evaluate, paced, step
 
@@ -54,10 +52,9 @@ def co_guess(
 # %% ../../nbs/25_methods.dividemix.ipynb #e3364150
 def prior_gap(
     log_p, # (n, n_classes) from `log_proba`
-    prior=None, # (n_classes,) shares of the classes; None if all are equal
 ): # scalar
-    "KL divergence of the mean prediction from the prior"
-    prior = torch.full_like(log_p[0], 1/log_p.shape[1]) if prior is None else prior.to(log_p)
+    "KL divergence of the mean prediction from equal shares of all classes"
+    prior = torch.full_like(log_p[0], 1/log_p.shape[1])
     mean = log_p.logsumexp(0) - math.log(len(log_p))
     return (torch.xlogy(prior, prior) - prior*mean).sum()
 
@@ -66,13 +63,12 @@ def semi_supervised_loss(
     targets, # (n, n_classes), mixed in the same way
     n_labelled:int, # rows at the top that count as labelled; the others as unlabelled
     weight:float, # of the unlabelled rows, now
-    prior=None, # (n_classes,) as in `prior_gap`
 ): # the sum, and its parts: labelled, unlabelled, prior
     "What a training step makes small"
     log_p = log_proba(logits)
     x = -(targets*log_p)[:n_labelled].sum(1).mean()
     u = (log_p.exp() - targets)[n_labelled:].square().mean() if len(logits) > n_labelled else x.new_zeros(())
-    gap = prior_gap(log_p, prior)
+    gap = prior_gap(log_p)
     return x + weight*u + gap, torch.stack([x, u, gap]).detach()
 
 # %% ../../nbs/25_methods.dividemix.ipynb #ba2dc71c
@@ -104,15 +100,14 @@ def divide(
     threshold:float=.5, # a label is taken for right above it
     last:int=1, # epochs to average
     clip:float=1., # losses above this quantile count as much as it
-    guard:bool=False, # never take the largest losses for right
     y=None, # (n,) codes of the given labels, to sort each class by itself; None for all together
 ): # (n,) chances of right labels; (n,) bool, taken for right
     "Chances and sides from the losses of one network (co-divide)"
     history.append(min_max(losses, clip))
     del history[:-last]
     values = recent_mean(history, last)
-    w = two_component(values, guard)
-    for c in [] if y is None else np.flatnonzero(np.bincount(y) >= 100): w[y == c] = two_component(values[y == c], guard) # fewer losses make no mixture
+    w = two_component(values)
+    for c in [] if y is None else np.flatnonzero(np.bincount(y) >= 100): w[y == c] = two_component(values[y == c]) # fewer losses make no mixture
     return w, split(w, values, threshold)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #73c1941f
@@ -122,13 +117,13 @@ settings = { # `warmup` in epochs; `source` says where lambda_u comes from
     'cifar10-symmetric-20': _on_10 | dict(lambda_u=0., source='users, after Table 7 of the paper (issue 50)'),
     'cifar10-symmetric-50': _on_10 | dict(source='default of the code'),
     'cifar10-symmetric-80': _on_10 | dict(source='default of the code, rerun by a user (issue 17)'),
-    'cifar10-symmetric-90': _on_10 | dict(lambda_u=50., p_threshold=.6, last=5, source='a user (issue 46); threshold by the author (issue 10)'),
+    'cifar10-symmetric-90': _on_10 | dict(lambda_u=50., p_threshold=.6, loss_epochs=5, source='a user (issue 46); threshold by the author (issue 10)'),
     'cifar10-asymmetric-40': _on_10 | dict(lambda_u=0., warmup_loss='penalty', source='author (issues 15 and 26)'),
     'cifar10n': _on_10 | dict(source='authors of CIFAR-N; less for little noise (their issue 7)'),
     'cifar100-symmetric-20': _on_100 | dict(lambda_u=25., source='users (InstanceGM, issue 1)'),
     'cifar100-symmetric-50': _on_100 | dict(source='users (InstanceGM, issue 1)'),
     'cifar100-symmetric-80': _on_100 | dict(source='a user (issue 10)'),
-    'cifar100-symmetric-90': _on_100 | dict(p_threshold=.6, last=5, source='author (issue 10)'),
+    'cifar100-symmetric-90': _on_100 | dict(p_threshold=.6, loss_epochs=5, source='author (issue 10)'),
     'cifar100-asymmetric-40': _on_100 | dict(warmup_loss='penalty', source='C2D, by trial; not run by the authors (issue 41)'),
     'cifar100n': _on_100 | dict(lambda_u=25., source='authors of CIFAR-N; less for little noise (their issue 7)'),
     'animal10n': _on_100 | dict(lambda_u=0., source='code of SMR, which leaves the term out')}
@@ -161,14 +156,14 @@ def advise_options(
 # %% ../../nbs/25_methods.dividemix.ipynb #8c874c77
 _published = dict(network='auto', network_options=None, epochs=300, batch_size=64, learning_rate=.02, schedule='step', schedule_options=None,
     nesterov=False, weight_decay=5e-4, warmup=10, warmup_loss='ce', recalibrate=0, lambda_u='auto', p_threshold='auto', ramp=16,
-    temperature=.5, alpha=4., guess='train', lean=False, full_batches=False, last=1, clip=1., guard=False, by_class=False,
-    prior='uniform', subset=0, ema=0., resize=0, crop=0)
+    temperature=.5, alpha=4., guess_mode='train', skip_unweighted=False, drop_last=False, loss_epochs=1, loss_clip=1., by_class=False,
+    subset=0, resize=0, crop=0)
 _fast = _published | dict(epochs=60, batch_size=256, learning_rate=.08, schedule='triangle', schedule_options=dict(warmup=.05), nesterov=True,
-    warmup=.08, ramp=.1, guess='table', lean=True, full_batches=True, clip=.999)
+    warmup=.08, ramp=.1, guess_mode='table', skip_unweighted=True, drop_last=True, loss_clip=.999)
 _small = _fast | dict(epochs=25, batch_size=32, learning_rate=.05, schedule='cosine', schedule_options=None, nesterov=False,
-    warmup=.2, full_batches=False, by_class=True)
+    warmup=.2, drop_last=False, by_class=True)
 _medium = _small | dict(alpha=.5, lambda_u=0.)
-_photos = _published | dict(epochs=80, batch_size=32, warmup=1, lambda_u=0., alpha=.5, lean=True)
+_photos = _published | dict(epochs=80, batch_size=32, warmup=1, lambda_u=0., alpha=.5, skip_unweighted=True)
 _clothing = _photos | dict(network='timm:resnet50', network_options=dict(pretrained=True), learning_rate=.002, weight_decay=1e-3,
     warmup_loss='penalty', subset=32_000, resize=256, crop=224)
 _webvision = _photos | dict(network='timm:inception_resnet_v2', learning_rate=.01, resize=320, crop=299)
@@ -212,8 +207,6 @@ def plain_epoch(
     return dict(loss=float(total/len(rows)), images=len(rows))
 
 # %% ../../nbs/25_methods.dividemix.ipynb #18de9e9f
-def predicting(s): return [mean.module for mean in s.means] or s.networks
-
 def losses_and_proba(
     s, # state
     o, # options
@@ -224,8 +217,8 @@ def losses_and_proba(
 )->tuple: # (n,), (n, n_classes)
     "Losses and predictions of one network"
     y, g = codes if rows is None else codes[rows], s.generators[k]
-    views = [lambda rows: images.weak(rows, g)]*2 if o.guess == 'table' else [None]
-    logs = [log_proba(evaluate(predicting(s)[k], images, rows, view=view)) for view in views]
+    views = [lambda rows: images.weak(rows, g)]*2 if o.guess_mode == 'table' else [None]
+    logs = [log_proba(evaluate(s.networks[k], images, rows, view=view)) for view in views]
     return sum(F.nll_loss(l, y, reduction='none') for l in logs)/len(logs), sum(l.exp() for l in logs)/len(logs)
 
 def settle(
@@ -259,7 +252,7 @@ def _divide(s, o, k, losses, y, keep=True):
     "`divide` with the options, and the history of network k"
     history = s.histories[k] if keep else list(s.histories[k])
     labels = y.cpu().numpy() if o.by_class else None
-    return divide(losses.cpu().numpy(), history, s.settled['p_threshold'], o.last, o.clip, o.guard, labels)
+    return divide(losses.cpu().numpy(), history, s.settled['p_threshold'], o.loss_epochs, o.loss_clip, labels)
 
 def _mean(rows):
     "One row of the history from those of two networks"
@@ -284,7 +277,7 @@ def epoch_targets(
     else:
         def look(network, x):
             with autocast(x.device): return log_proba(network(x)).exp()
-        network.train(o.guess == 'train')
+        network.train(o.guess_mode == 'train')
         *labelled, u1, u2 = views.split([len(rows)]*2 + [len(others)]*2)
         guesses = [look(network, u1), look(network, u2), look(peer, u1), look(peer, u2)]
         own = sum(look(network, x) for x in labelled)/2
@@ -304,12 +297,11 @@ def mixmatch_epoch(
     rate, # learning rate by the same
 )->dict: # row of the history
     "One network learns from the labels of one side, and from guesses for the other"
-    (w, known, rest), size, g, C = sides, o.batch_size, s.generators[k], int(codes.max()) + 1
+    (w, known, rest), size, g = sides, o.batch_size, s.generators[k]
     network, optimizer = s.networks[k].train(), s.optimizers[k]
     s.networks[1 - k].eval()
-    lean, steps = o.lean and not s.settled['lambda_u'], batches(known, size, g, o.full_batches)
-    more = itertools.chain.from_iterable(images.follow(batches(rest, size, g, o.full_batches)) for _ in itertools.count())
-    prior = torch.bincount(codes, minlength=C)/len(codes) if o.prior == 'labels' else None
+    lean, steps = o.skip_unweighted and not s.settled['lambda_u'], batches(known, size, g, o.drop_last)
+    more = itertools.chain.from_iterable(images.follow(batches(rest, size, g, o.drop_last)) for _ in itertools.count())
     total, parts, seen = 0., 0., 0
     for b, (rows, others) in enumerate(paced(zip(images.follow(steps), more), len(steps), rate, optimizer)):
         pixels = [images.raw(r) for r in (rows, others)]
@@ -318,7 +310,7 @@ def mixmatch_epoch(
         n = 2*len(rows)
         if lean: mixed, targets = mixed[:n], targets[:n]
         with autocast(images.device): logits = network(mixed)
-        value, terms = semi_supervised_loss(logits, targets, n, weight(b/(len(known)//size + 1)), prior)
+        value, terms = semi_supervised_loss(logits, targets, n, weight(b/(len(known)//size + 1)))
         step(optimizer, value)
         total, parts, seen = total + value.detach(), parts + terms, seen + len(mixed)
     names = 'labelled_loss', 'unlabelled_loss', 'prior_gap'
@@ -338,7 +330,7 @@ def divided_epoch(
     losses, predicted = zip(*(losses_and_proba(s, o, images, codes, 1 - k, rows[k]) for k in (0, 1)))
     s.settled = s.settled or settle(o, [codes[r] for r in rows], predicted)
     sides = [_sides(*_divide(s, o, 1 - k, losses[k], codes[rows[k]]), rows[k], len(codes)) for k in (0, 1)]
-    tables = predicted[::-1] if o.guess == 'table' else None
+    tables = predicted[::-1] if o.guess_mode == 'table' else None
     row = _mean([mixmatch_epoch(s, o, images, codes, k, sides[k], tables, weight, rate) for k in (0, 1)])
     known = [known for _, known, _ in sides]
     row |= dict(n_clean=sum(map(len, known))/2)
@@ -366,36 +358,31 @@ class DivideMix(ImageMethod):
     ramp: float|None = option(None) # epochs in which lambda_u is reached, or a share of the run
     temperature: float|None = option(None, above=True) # of sharpening
     alpha: float|None = option(None, above=True) # of mixup
-    guess: str|None = option(None, choices=('train', 'eval', 'table')) # 'train' or 'eval': in every step, in that mode; 'table': once an epoch
-    lean: bool|None = None # leave out unlabelled rows that have no weight
-    full_batches: bool|None = None # leave out a last, smaller batch of labelled images
-    last: int|None = option(None, low=1, whole=True) # epochs whose losses are averaged; the published code takes 5 at 90 % noise
-    clip: float|None = option(None, high=1) # quantile of the losses that counts as the largest
-    guard: bool|None = None # never take the largest losses for right
+    guess_mode: str|None = option(None, choices=('train', 'eval', 'table')) # 'train' or 'eval': in every step, in that mode; 'table': once an epoch
+    skip_unweighted: bool|None = None # leave out unlabelled rows that have no weight
+    drop_last: bool|None = None # leave out a last, smaller batch of labelled images
+    loss_epochs: int|None = option(None, low=1, whole=True) # epochs whose losses are averaged; the published code takes 5 at 90 % noise
+    loss_clip: float|None = option(None, high=1) # quantile of the losses that counts as the largest
     by_class: bool|None = None # sort the labels of each class by themselves
-    prior: str|None = option(None, choices=('uniform', 'labels')) # expected shares of the classes: 'uniform', or 'labels' for those of the given labels
-    ema: float|None = option(None, high=.99999) # share that the running mean of the weights keeps at each step; it sorts and answers; 0 for the weights themselves
     subset: int|None = option(None, whole=True) # images of an epoch, drawn evenly from the classes; 0 for all
 
     recipes, settings = recipes, settings
+    renamed = dict(guess='guess_mode', lean='skip_unweighted', last='loss_epochs', clip='loss_clip', full_batches='drop_last')
+    removed = dict(guard=False, prior='uniform', ema=0.)
     sizes = ('small', 5_000), ('medium', 20_000), ('fast', math.inf)
 
     def _check(self, o):
         check_warmup(o)
-        if o.subset and (o.guess == 'table' or o.last > 1): raise NoisynbError("with a subset, each epoch has other "
-            "images: take guess='train' or 'eval', and last=1")
+        if o.subset and (o.guess_mode == 'table' or o.loss_epochs > 1): raise NoisynbError("with a subset, each epoch has other "
+            "images: take guess_mode='train' or 'eval', and loss_epochs=1")
 
     def _build(self):
-        s, o = self._state, self.options_
+        s = self._state
         if len(self._codes) < 4: raise NoisynbError(f'{len(self._codes)} images; {type(self).__name__} sorts them into two sides: give four or more')
         s.networks = [self._network(name) for name in 'AB']
         s.optimizers = [self._optimizer(network) for network in s.networks]
         s.generators = [self._generator(f'network {name}') for name in 'AB']
         s.histories, s.settled, s.start = [[], []], None, None
-        s.means = [EMA(network, o.ema, warmup=True) for network in s.networks] if o.ema else []
-        for mean, optimizer in zip(s.means, s.optimizers): optimizer.register_step_post_hook(lambda *_, mean=mean: mean.update())
-
-    def _predicting(self): return predicting(self._state)
 
     def _epoch(self, epoch, rate):
         s, o, epochs = self._state, self.options_, rate.epochs

@@ -77,17 +77,17 @@ def trusted(
 # %% ../../nbs/28_methods.echoalign.ipynb #4b128c25
 clip = 'timm:vit_base_patch32_clip_224.laion2b'
 _ours = dict(network='auto', network_options=None, epochs=30, batch_size=32, learning_rate=.05, weight_decay=5e-4, schedule='cosine',
-    at=(.5,), finetune=0., mode='replace', echomod='diffusion', echo_epochs=20, features='early', threshold='mixture', early=.25)
+    milestones=(.5,), finetune=0., mode='replace', echomod='diffusion', echo_epochs=20, features='early', threshold='mixture', early_epochs=.25)
 _theirs = dict(network='resnet18', network_options=None, epochs=240, batch_size=128, learning_rate=.1, weight_decay=1e-4,
-    schedule='step', at=(.5, .75), finetune=1/6, mode='official', echomod='controlnet', echo_epochs=20, features=clip, threshold=.52, early=10)
+    schedule='step', milestones=(.5, .75), finetune=1/6, mode='official', echomod='controlnet', echo_epochs=20, features=clip, threshold=.52, early_epochs=10)
 recipes = {
     'small': _ours,
-    'fast': _ours | dict(batch_size=128, echo_epochs=10, early=.2),
+    'fast': _ours | dict(batch_size=128, echo_epochs=10, early_epochs=.2),
     'cifar10': _theirs,
     'cifar10n': _theirs | dict(threshold=.43),
     'cifar100': _theirs | dict(network='resnet34'),
     'clothing1m': _theirs | dict(network='timm:resnet50', network_options=dict(pretrained=True), epochs=200, learning_rate=.01,
-        at=(.15, .2), finetune=0., threshold=.45),
+        milestones=(.15, .2), finetune=0., threshold=.45),
 }
 modes = {
     'official': 'all echoes and the originals that are kept, in groups of equal weight, then the originals alone',
@@ -153,7 +153,7 @@ def believe_in_rounds(
     fresh, # function that makes a network by name
 ):
     "Whom to believe"
-    epochs, given, C = max(1, int(in_epochs(o.early, o.epochs))), codes.cpu().numpy(), s.network.head.out_features
+    epochs, given, C = max(1, int(in_epochs(o.early_epochs, o.epochs))), codes.cpu().numpy(), s.network.head.out_features
     for i in range(o.rounds + 1):
         network, name = (s.network, 'early') if i == o.rounds else (fresh(f'early {i}'), f'early {i}')
         rows = torch.from_numpy(np.flatnonzero(s.believed)) if i else None
@@ -163,7 +163,7 @@ def believe_in_rounds(
         features = evaluate(Trunk(network), images).cpu().numpy()
         votes = near_votes(features, given, C, s.believed, o.neighbors//2 if i else o.neighbors)
         if i == 0: s.losses, s.agreement = mean if o.select == 'loss' else losses, votes[np.arange(len(given)), given]
-        s.believed = trusted(votes, given, losses, o.share) if o.rounds else np.ones(len(given), bool)
+        s.believed = trusted(votes, given, losses, o.believed_share) if o.rounds else np.ones(len(given), bool)
 
 # %% ../../nbs/28_methods.echoalign.ipynb #b93e61c8
 def fit_echomod(
@@ -280,7 +280,7 @@ class EchoAlign(ImageMethod):
     learning_rate: float|None = None
     weight_decay: float|None = None
     schedule: str|None = None
-    at: tuple|None = None # of the schedule 'step'
+    milestones: tuple|None = None # of the schedule 'step'
     finetune: float|None = option(None, high=.9) # share of the run, at its end, on originals alone; 0 for none
     echomod: str|None = option(None, choices=echomods) # a name in noisynb.echomod.echomods
     echo_epochs: int|None = option(None, low=1, whole=True) # of a generator that is trained here; never more than `epochs`
@@ -292,9 +292,9 @@ class EchoAlign(ImageMethod):
     features: str|None = None # 'early' for the last early network, or a backbone
     threshold: float|str|None = None # one of noisynb.echoselect.thresholds
     per_class: bool = False # a threshold for each class
-    early: float|None = option(None, above=True) # epochs of the first early network, or a share of `epochs`; the others take twice as many
+    early_epochs: float|None = option(None, above=True) # epochs of the first early network, or a share of `epochs`; the others take twice as many
     rounds: int = option(2, high=9, whole=True) # in which it is decided whom to believe; 0: all labels are
-    share: float = option(.5, high=1) # of each class that may be believed
+    believed_share: float = option(.5, high=1) # of each class that may be believed
     neighbors: int = option(30, low=2, whole=True) # that vote; half as many where only believed labels do
     loss: str = 'ce' # any of noisynb.losses
     loss_options: dict|None = None
@@ -302,6 +302,7 @@ class EchoAlign(ImageMethod):
     scale_weights: bool = True # bring the group weights of mode 'official' to a mean of one
 
 
+    renamed = dict(early='early_epochs', share='believed_share', at='milestones')
     recipes, sizes = recipes, (('small', 10_000), ('fast', np.inf))
 
     def control(self):
@@ -310,8 +311,8 @@ class EchoAlign(ImageMethod):
         return type(self)(**self.get_params(deep=False) | own)
 
     def _check(self, o):
-        if o.early >= 1 and o.early != int(o.early):
-            raise NoisynbError(f'early is {o.early}; give a number of epochs, or a share of them below 1')
+        if o.early_epochs >= 1 and o.early_epochs != int(o.early_epochs):
+            raise NoisynbError(f'early_epochs is {o.early_epochs}; give a number of epochs, or a share of them below 1')
         if o.select == 'loss' and o.mode != 'control' and o.noise_rate is None: raise NoisynbError("select='loss' keeps a share "
             "of the labels that follows from noise_rate, which it does not know; give it, or take select='echo'")
         if o.echomod_options: make_echomod(o.echomod, **o.echomod_options)
@@ -322,7 +323,7 @@ class EchoAlign(ImageMethod):
 
     def _schedule(self):
         o = self.options_
-        return TwoPhases(Schedule(o.learning_rate, o.schedule, at=o.at), 1 - o.finetune)
+        return TwoPhases(Schedule(o.learning_rate, o.schedule, at=o.milestones), 1 - o.finetune)
 
     def _identity(self, X, codes): return {k: v for k, v in super()._identity(X, codes).items() if k != 'echoes'}
 

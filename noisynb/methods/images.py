@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, check_options, fingerprint, option, pick_device, processor_threads, torch_generator, unknown
-from .base import NoisyLabelClassifier, check_labels
+from .base import NoisyLabelClassifier, check_labels, renewed
 from ..networks import architecture, build_network
 from ..training import Schedule, State, evaluate, image_set, layer_chance, schedules, sgd, train
 
@@ -232,9 +232,9 @@ class ImageMethod(NoisyLabelClassifier, ABC):
         with processor_threads(self.threads), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True): yield
 
     def _identity(self, X, codes):
-        "What a checkpoint has to agree on, as text"
-        free = 'checkpoint', 'time_budget', 'device', 'verbose'
-        options = {k: repr(v) for k, v in self.options_.items() if k not in free}
+        "What a checkpoint has to agree on, as text; by the names that options had first, so that old ones go on"
+        free, first = ('checkpoint', 'time_budget', 'device', 'verbose'), {new: old for old, new in self.renamed.items()}
+        options = {first.get(k, k): repr(v) for k, v in {**self.removed, **self.options_}.items() if k not in free}
         return dict(method=type(self).__name__, data=fingerprint(X, codes), device=torch.device(self._device).type) | options
 
     def _proba(self, network, rows=None):
@@ -268,4 +268,4 @@ class ImageMethod(NoisyLabelClassifier, ABC):
 
     def _restore(self, fitted):
         vars(self).pop('_networks', None)
-        super()._restore(fitted | {k: Options(v) for k, v in fitted.items() if k == 'options_'})
+        super()._restore(fitted | {k: Options(renewed(type(self), v)) for k, v in fitted.items() if k == 'options_'})

@@ -46,10 +46,9 @@ weightings = dict(softmax='softmax of Z at the given label', agree='1 if the lar
 def soft_labels(
     Z, # (b, n_classes) diluted
     weighting:str='softmax', # one of `weightings`
-    sharpen:float=1., # factor before softmax
 ): # (b, n_classes), rows that sum to one
     "Diluted labels as shares: softmax, or entries below zero left out"
-    if weighting == 'softmax': return (sharpen*Z).softmax(1)
+    if weighting == 'softmax': return Z.softmax(1)
     Z = Z.clamp(min=0)
     Z = torch.where(Z.sum(1, keepdim=True) > 0, Z, torch.ones_like(Z))
     return Z/Z.sum(1, keepdim=True)
@@ -72,10 +71,10 @@ def weighted_loss(
 
 # %% ../../nbs/24_methods.lend.ipynb #30186b2d
 _code = dict(epochs=200, batch_size=256, schedule='step', k=8, include_self=True, gamma=3., metric='euclidean', coupling='out',
-    propagation=.99, steps=0, anchor=True, centre=False, history='input', history_start=10, beta=.9, weighting='softmax',
-    sharpen=1., graph='batch', bank=0, stratified=False, warmup=0)
+    propagation=.99, steps=0, anchor=True, center=False, history='input', history_start=10, beta=.9, weighting='softmax',
+    graph='batch', bank=0, stratified=False, warmup=0)
 _paper = _code | dict(include_self=False, coupling='in', steps=10, anchor=False, history='output', history_start=0, weighting='agree')
-_ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97, centre=True,
+_ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97, center=True,
     history='output', history_start=0, beta=.5, weighting='agree', graph='set', warmup=.1)
 recipes = dict(ours=_ours, code=_code, paper=_paper)
 graphs = dict(batch='the rows of a batch', bank='the rows of a batch and those of the last ones before it', set='all rows, once an epoch')
@@ -94,7 +93,7 @@ def _k(o, rows, n_classes): return suited_k(rows, n_classes) if o.k == 'auto' el
 
 def _keep(s, o, Z, rows, epoch):
     "Put diluted labels into the table"
-    q = soft_labels(Z, o.weighting, o.sharpen)
+    q = soft_labels(Z, o.weighting)
     s.table[rows] = remember(q, s.table[rows], history_share(o, 'output', epoch))
 
 def dilute_batch(
@@ -115,7 +114,7 @@ def dilute_batch(
     B, u = factor(A, o.coupling)
     start = start_labels(codes[rows], s.table[rows], history_share(o, 'input', epoch))
     Z = dilute(B @ B.T, start, o.propagation, o.steps or None, o.anchor)
-    _keep(s, o, (centred(Z, u) if o.centre else Z)[:b], rows[:b], epoch)
+    _keep(s, o, (centred(Z, u) if o.center else Z)[:b], rows[:b], epoch)
 
 def dilute_all(
     s, # state: `table` changes
@@ -133,7 +132,7 @@ def dilute_all(
     B, u = sparse_factor(V, graph.indices_, o.gamma, o.coupling)
     start = start_labels(codes, s.table, history_share(o, 'input', epoch)).cpu().numpy()
     Z = dilute_set(B, start, o.propagation, o.steps or None, o.anchor, tolerance=1e-4)
-    Z = torch.from_numpy(centred(Z, u) if o.centre else Z).to(s.table)
+    Z = torch.from_numpy(centred(Z, u) if o.center else Z).to(s.table)
     _keep(s, o, Z, torch.arange(len(Z), device=s.table.device), epoch)
 
 # %% ../../nbs/24_methods.lend.ipynb #e7171c65
@@ -195,18 +194,17 @@ class LEND(ImageMethod):
     propagation: float|None = option(None, high=.9999) # c, the share that comes from neighbours
     steps: int|None = option(None, whole=True) # of the walk; 0 for the closed form
     anchor: bool|None = None # whether each step of the walk mixes with the start
-    centre: bool|None = None # take out what all rows share
+    center: bool|None = None # take out what all rows share
     history: str|None = option(None, choices=('input', 'output', 'none')) # where earlier epochs come in
     history_start: int|None = option(None, whole=True) # first epoch that they come in
     beta: float|None = option(None, high=1) # share of the given label in the input, or of the last visit in the output
     weighting: str|None = option(None, choices=weightings) # 'softmax' or 'agree'
-    sharpen: float|None = option(None) # factor before softmax
     graph: str|None = option(None, choices=graphs) # 'batch', 'bank' or 'set'
     bank: int|None = option(None, whole=True) # rows of the bank
     stratified: bool|None = None # the same share of each class in every batch
     warmup: float|None = option(None) # epochs of plain cross entropy first, or a share of the run
 
-    recipes = recipes
+    recipes, renamed, removed = recipes, dict(centre='center'), dict(sharpen=1.)
 
     def _check(self, o):
         if o.graph == 'bank' and not o.bank: raise NoisynbError("graph='bank' and bank is 0; give the number of rows, such as bank=1024")
@@ -234,20 +232,22 @@ class LEND(ImageMethod):
 # %% ../../nbs/24_methods.lend.ipynb #3f9a45e5
 class LENDGraph(NoisyLabelClassifier):
     "Dilution over the whole neighbour graph of frozen embeddings, then a linear probe on the diluted labels"
+    renamed = dict(centre='center')
+
     def __init__(self,
         k=7, # neighbours of each row
         gamma=3., # power of inner products
         coupling='out', # 'out' or 'in'
         propagation=.97, # c, the share that comes from neighbours
         steps=None, # of the walk; None for the closed form
-        centre=True, # take out what all rows share
+        center=True, # take out what all rows share
         C=1., # inverse strength of the penalty of the probe
         metric='euclidean', # or 'cosine'
         standardize=False, # scale columns to unit variance first
         engine='auto', # one of `search.engines`
         device='auto', # where torch searches
     ):
-        self.k, self.gamma, self.coupling, self.propagation, self.steps, self.centre, self.C = k, gamma, coupling, propagation, steps, centre, C
+        self.k, self.gamma, self.coupling, self.propagation, self.steps, self.center, self.C = k, gamma, coupling, propagation, steps, center, C
         self.metric, self.standardize, self.engine, self.device = metric, standardize, engine, device
 
     def fit(self, X, y,
@@ -267,7 +267,7 @@ class LENDGraph(NoisyLabelClassifier):
             else: graph.check(rows, k)
             B, u = sparse_factor(graph.rows_, graph.indices_[:, :k], self.gamma, self.coupling)
             q = dilute_set(B, q, self.propagation, self.steps)
-            if self.centre: q = centred(q, u)
+            if self.center: q = centred(q, u)
         return self._learn(Z, codes, soft_labels(torch.from_numpy(q), 'agree').numpy())
 
     def _check(self):
@@ -298,4 +298,3 @@ class LENDGraph(NoisyLabelClassifier):
         "Chances (m, n_classes), in the order of `classes_`"
         check_is_fitted(self)
         return softmax(check_embeddings(self, X, reset=False) @ self.coef_.T + self.intercept_, axis=1)
-

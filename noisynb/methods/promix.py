@@ -123,15 +123,15 @@ settings = { # `warmup` in epochs; `source` says where they come from
     'cifar100n': _on_100}
 
 _published = dict(network='resnet18', network_options=None, epochs=600, batch_size=256, learning_rate=.05, schedule='cosine',
-    schedule_options=None, nesterov=False, weight_decay=5e-4, heads=2, warmup=10, penalty=False, rho='auto', rho_end=None,
-    quotas='equal', tau=.99, tau_agree=None, guesses='own', agree=250, cap=.9, ramp=50, beta=.1, beta_ramp=100, beta_after_ramp=0.,
-    alpha_o=.8, alpha_p=.8, temperature=.5, alpha=4., regions=True, quirk=False, memory=.9999, share_mixes=False, scan_every=1, lean=False)
-_lmnl = _published | dict(epochs=420, heads=1, penalty=True, agree=150, alpha_o=0., alpha_p=0., memory=1.)
-_fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule='triangle', nesterov=True, warmup=.08, agree=.4,
-    ramp=.1, beta_ramp=.17, memory='auto', share_mixes=True, scan_every=2, lean=True)
+    schedule_options=None, nesterov=False, weight_decay=5e-4, heads=2, warmup=10, confidence_penalty=False, rho='auto',
+    quotas='equal', tau=.99, tau_agree=None, pseudo_labels='own', agreement_epochs=250, agreement_cap=.9, ramp=50, beta=.1, beta_ramp=100, beta_after_ramp=0.,
+    alpha_o=.8, alpha_p=.8, temperature=.5, alpha=4., fmix=True, published_spectrum=False, marginal_momentum=.9999, share_mixes=False, scan_every=1, skip_unweighted=False)
+_lmnl = _published | dict(epochs=420, heads=1, confidence_penalty=True, agreement_epochs=150, alpha_o=0., alpha_p=0., marginal_momentum=1.)
+_fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule='triangle', nesterov=True, warmup=.08, agreement_epochs=.4,
+    ramp=.1, beta_ramp=.17, marginal_momentum='auto', share_mixes=True, scan_every=2, skip_unweighted=True)
 _small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.3, scan_every=1,
-    rho='seen', tau=.7, agree=.6, cap=1., guesses='both', ramp=.3, beta=1., beta_ramp=.3, beta_after_ramp=1.)
-_medium = _small | dict(rho='median', warmup=.2, agree=0, alpha=.5, regions=False, beta=0., beta_after_ramp=0.)
+    rho='seen', tau=.7, agreement_epochs=.6, agreement_cap=1., pseudo_labels='both', ramp=.3, beta=1., beta_ramp=.3, beta_after_ramp=1.)
+_medium = _small | dict(rho='median', warmup=.2, agreement_epochs=0, alpha=.5, fmix=False, beta=0., beta_after_ramp=0.)
 recipes = dict(published=_published, lmnl=_lmnl, fast=_fast, small=_small, medium=_medium)
 
 # %% ../../nbs/27_methods.promix.ipynb #96c9020e
@@ -175,7 +175,7 @@ def warm_epoch(
         x, y, loss = images.weak(rows, s.order), codes[rows], 0.
         for network in pair:
             with autocast(images.device): z = network(x)
-            loss = loss + F.cross_entropy(z.float(), y) + (negative_entropy(z.float()).mean() if o.penalty else 0.)
+            loss = loss + F.cross_entropy(z.float(), y) + (negative_entropy(z.float()).mean() if o.confidence_penalty else 0.)
         step(s.optimizer, loss)
         total += loss.detach()
     return dict(loss=float(total)/(2*len(order)), images=2*len(codes))
@@ -185,7 +185,6 @@ def scan(
     o, # options
     images, # ImageSet
     codes, # (n,) given labels, on the device
-    share:float, # from 0 to 1, on which rho goes from its start to its end
 ):
     "What each network chooses by loss"
     (pair,), y = s.networks, codes.cpu().numpy()
@@ -194,8 +193,7 @@ def scan(
     s.clean = max(s.clean, float((torch.stack(logits).argmax(2) == codes).double().mean()))
     if o.rho == 'median': s.rho = float(np.median([.6, s.clean, np.mean([two_component(min_max(l)) > .5 for l in losses])]))
     else: s.rho = advise_rho(s.clean, o.rho == 'auto') if isinstance(o.rho, str) else float(o.rho)
-    rho = s.rho + ((s.rho if o.rho_end is None else o.rho_end) - s.rho)*share
-    quotas = class_quotas(y, logits[0].shape[1], rho, o.quotas == 'equal')
+    quotas = class_quotas(y, logits[0].shape[1], s.rho, o.quotas == 'equal')
     s.base = torch.from_numpy(np.stack([small_loss(l, y, quotas) for l in losses])).to(codes.device)
 
 # %% ../../nbs/27_methods.promix.ipynb #9708b5b9
@@ -228,7 +226,7 @@ def mixed_views(
     "Mixed images: one mixup and one FMix for all heads, or for each its own"
     for i in range(1 if o.share_mixes else o.heads):
         head = slice(None) if o.share_mixes else slice(i, i + 1)
-        for mixed, targets in (mixup(x, t, g, o.alpha), *([fmix(x, t, g, quirk=o.quirk)] if o.regions else [])):
+        for mixed, targets in (mixup(x, t, g, o.alpha), *([fmix(x, t, g, quirk=o.published_spectrum)] if o.fmix else [])):
             yield head_logits(network, mixed.contiguous(memory_format=torch.channels_last), o.heads)[head], targets
 
 def network_loss(
@@ -245,7 +243,7 @@ def network_loss(
     "Loss of one network for one batch"
     network, (reliable, unreliable), n = [*s.networks[0]][k], s.marginals[k], int(known.sum())
     rest, z, loss = ~known, weak[0].detach(), weak.sum()*0
-    full = now.beta > 0 or not o.lean or n < 2
+    full = now.beta > 0 or not o.skip_unweighted or n < 2
     strong = head_logits(network, xs if full else xs[known], o.heads)
     if n:
         t = F.one_hot(targets[known], weak.shape[2]).float()
@@ -290,7 +288,7 @@ def chosen_epoch(
         y, weak = codes[rows], [head_logits(n, xw, o.heads) for n in pair]
         z = [logits[0].detach() for logits in weak]
         stages = select(s.base[:, rows], [l.softmax(1) for l in z], y, o.tau, now.cap, o.tau_agree)
-        if o.guesses == 'both': z = [sum(z)/2]*2
+        if o.pseudo_labels == 'both': z = [sum(z)/2]*2
         targets = [target_codes(y, stage, guess(l, m[0], o.alpha_p)) for stage, l, m in zip(stages, z, s.marginals)]
         s.stages[:, rows], s.targets[:, rows] = torch.stack(stages).to(s.stages), torch.stack(targets)
         loss = sum(network_loss(s, o, now, k, weak[k], xw, xs, stages[k] > 0, targets[k]) for k in (0, 1))
@@ -315,15 +313,14 @@ class ProMix(ImageMethod):
     weight_decay: float|None = None
     heads: int|None = option(None, fits=lambda v: v in (1, 2), give='1 or 2') # 2, or 1 for the form without pseudo head
     warmup: float|None = option(None) # epochs, or a share of the run
-    penalty: bool|None = None # on sure predictions in the warm-up
+    confidence_penalty: bool|None = None # on sure predictions in the warm-up
     rho: float|str|None = option(None, high=1, free=('auto', 'seen', 'median')) # chosen by loss; 'auto', 'seen' and 'median' as above
-    rho_end: float|None = option(None, high=1, free=(None,)) # what it becomes while w rises; None for no change
     quotas: str|None = option(None, choices=('equal', 'size')) # 'equal' for each class, or by its 'size'
     tau: float|None = option(None) # confidence above which labels are chosen
     tau_agree: float|None = option(None, free=(None,)) # confidence above which guesses are; None for tau
-    guesses: str|None = option(None, choices=('own', 'both')) # new labels from each network's 'own' prediction, or from the mean of 'both'
-    agree: float|None = option(None) # last epochs, or share of the run, in which agreement counts
-    cap: float|None = option(None, high=1) # share of a batch up to which agreement adds examples
+    pseudo_labels: str|None = option(None, choices=('own', 'both')) # new labels from each network's 'own' prediction, or from the mean of 'both'
+    agreement_epochs: float|None = option(None) # last epochs, or share of the run, in which agreement counts
+    agreement_cap: float|None = option(None, high=1) # share of a batch up to which agreement adds examples
     ramp: float|None = option(None) # epochs, or share of the run, in which w rises to 1
     beta: float|None = option(None) # largest weight of what is not chosen
     beta_ramp: float|None = option(None) # epochs, or share of the run, in which it is reached
@@ -332,14 +329,17 @@ class ProMix(ImageMethod):
     alpha_p: float|None = option(None) # and in guesses
     temperature: float|None = option(None, above=True) # of guesses for what is not chosen
     alpha: float|None = option(None, above=True) # of mixup
-    regions: bool|None = None # FMix beside mixup
-    quirk: bool|None = None # the spectrum of the published FMix
-    memory: float|str|None = option(None, high=1, free=('auto',)) # of the marginals, for each step; 'auto': half is forgotten in 6 % of the run
+    fmix: bool|None = None # FMix beside mixup
+    published_spectrum: bool|None = None # the spectrum of the published FMix
+    marginal_momentum: float|str|None = option(None, high=1, free=('auto',)) # of the marginals, for each step; 'auto': half is forgotten in 6 % of the run
     share_mixes: bool|None = None # one mixup and one FMix for both heads
     scan_every: int|None = option(None, low=1, whole=True) # epochs between two choices by loss
-    lean: bool|None = None # no strong views of examples that have no weight
+    skip_unweighted: bool|None = None # no strong views of examples that have no weight
 
     recipes, settings, fixed = recipes, settings, dict(lmnl=('alpha_o', 'alpha_p'))
+    renamed = dict(cap='agreement_cap', agree='agreement_epochs', penalty='confidence_penalty', regions='fmix',
+        memory='marginal_momentum', lean='skip_unweighted', guesses='pseudo_labels', quirk='published_spectrum')
+    removed = dict(rho_end=None)
     sizes = ('small', 5_000), ('medium', 20_000), ('fast', math.inf)
 
     def _check(self, o): check_warmup(o)
@@ -373,7 +373,7 @@ class ProMix(ImageMethod):
         if warming(s, o.warmup, epoch, epochs): return dict(kind='warm-up') | warm_epoch(s, o, *data, rate)
         now = self._stage(epoch, epochs)
         if s.scanned is None or epoch >= s.scanned + o.scan_every:
-            scan(s, o, *data, now.w)
+            scan(s, o, *data)
             s.scanned = epoch
         row = chosen_epoch(s, o, *data, now, rate)
         self.stages_, self.targets_ = s.stages.cpu().numpy(), s.targets.cpu().numpy()
@@ -384,7 +384,7 @@ class ProMix(ImageMethod):
         half = max(1, .06*epochs*(n//o.batch_size)) # steps in which half is forgotten
         beta = rest_weight(epoch, in_epochs(o.beta_ramp, epochs), o.beta, o.beta_after_ramp, o.alpha_p) if o.heads == 2 else 0.
         return Stage(w=ramp(epoch, length=in_epochs(o.ramp, epochs)), beta=beta,
-            cap=o.cap if epoch > epochs - in_epochs(o.agree, epochs) else None, memory=.5**(1/half) if o.memory == 'auto' else o.memory)
+            cap=o.agreement_cap if epoch > epochs - in_epochs(o.agreement_epochs, epochs) else None, memory=.5**(1/half) if o.marginal_momentum == 'auto' else o.marginal_momentum)
 
     def _finish(self):
         s = self._state

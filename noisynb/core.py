@@ -68,7 +68,8 @@ def check_options(
     values, # of the fields, by name
 ):
     "Refuse values that their fields do not allow"
-    known = {f.name: f.metadata for c in reversed(kind.__mro__) for f in getattr(c, '__dataclass_fields__', {}).values() if f.metadata}
+    known = {f.name: f.metadata for c in reversed(kind.__mro__)
+        for f in getattr(c, '__dataclass_fields__', {}).values() if f.metadata}
     for name, allowed in known.items():
         value, fits = values[name], allowed['fits']
         if value in allowed['free']: continue

@@ -15,7 +15,7 @@ from .losses import make_loss
 from .neighbors import NeighborGraph
 from .networks import Trunk, architecture, build_network
 from .selection import class_quotas, fit_mixture, small_loss
-from .training import Schedule, evaluate, image_set, layer_chance, one_pass, sgd
+from .training import Schedule, evaluate, flip_option, image_set, layer_chance, one_pass, sgd
 
 # %% ../nbs/17_early.ipynb #268ec981
 def check_set(
@@ -41,7 +41,7 @@ class EarlyNetwork:
     network_options: dict | None = None # for make_network
     batch_size: int = option(64, low=1, whole=True)
     learning_rate: float = option(.1, above=True) # the largest
-    flip: bool | str = option('auto', fits=lambda v: v in (True, False, 'auto'), give="True, False or 'auto'") # mirror images at random; 'auto': those in colour
+    flip: bool | str = flip_option() # mirror images at random; 'auto': those in colour
     random_state: int = 0
     device: str = 'auto'
     threads: int = 1 # of the processor
@@ -59,7 +59,8 @@ class EarlyNetwork:
             self.network_ = build_network(parts, self.random_state, 'early network', device)
             set = image_set(images, device, flip=self.flip)
             self.statistics_ = set.statistics
-            optimizer, chance = sgd(self.network_, self.learning_rate), torch_generator(self.random_state, 'early network', device)
+            optimizer = sgd(self.network_, self.learning_rate)
+            chance = torch_generator(self.random_state, 'early network', device)
             codes, loss = torch.from_numpy(given).to(device), make_loss('ce', n_classes)
             schedule = Schedule(self.learning_rate, 'triangle', warmup=.25)
             for epoch in range(self.epochs):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .core import NoisynbError, check_options, fingerprint, option, pick_device, processor_threads, torch_generator, track, unknown
+from .core import NoisynbError, check_options, fingerprint, option, pick_device
+from .core import processor_threads, torch_generator, track, unknown
 from .diffusion import UNet, signal_shares, travel
 from .early import EarlyNetwork, believe, check_set, cosine, neighbour_trust, separation
 from .networks import EMA
 from .store import Store, fill
-from .training import Schedule, State, autocast, batches, image_set, paced, step, train
+from .training import Schedule, State, autocast, batches, flip_option, image_set, paced, step, train
 
 # %% ../nbs/18_echomod.ipynb #d28181c6
 @dataclass(eq=False, repr=False)
@@ -111,23 +112,24 @@ def _eights(widths): return len(widths) and all(w % 8 == 0 and w >= 8 for w in w
 @dataclass(eq=False, repr=False)
 class Diffusion(EchoMod):
     "A small class-conditional diffusion model, trained on the noisy set itself"
-    widths: str | tuple = option('auto', free=('auto',), fits=_eights, give='multiples of 8') # channels at full size, half size, ...
+    widths: str | tuple = option('auto', free=('auto',), fits=_eights, give='multiples of 8') # channels by size, from full to half
     blocks: int | None = option(None, low=1, whole=True, free=(None,)) # at each size; None for what suits the images
     verbose: bool = True # show progress
     checkpoint: str | None = None # file for the trained weights, to go on from and to load them from
     epochs: int = option(20, low=1, whole=True) # at most; more, and it memorises wrong labels
-    time_budget: float | None = option(None, above=True, free=(None,)) # minutes of training; None for as long as it takes
+    time_budget: float | None = option(None, above=True, free=(None,)) # minutes; None: as long as it takes
     batch_size: int = option(128, low=1, whole=True)
     learning_rate: float = option(2e-3, above=True) # the largest
     null_share: float = option(.1, high=1) # of the believed labels, hidden at random
     ema: float = option(.995, high=1) # share of the mean of the weights that a step keeps
-    flip: bool | str = option('auto', fits=lambda v: v in (True, False, 'auto'), give="True, False or 'auto'") # mirror images at random; 'auto': those in colour
+    flip: bool | str = flip_option() # mirror images at random; 'auto': those in colour
     boot: float = option(.5, high=1) # share of the labels to believe, found out by an early network; 0: believe all
     start: str = option('inversion', choices=('inversion', 'noise')) # or 'noise'
     strength: float = option(.9, high=1) # how far an image is dissolved, from 0 (not at all) to 1
     guidance: float = option(6.) # how hard an echo is pulled toward its label
     steps: int = option(8, low=1, whole=True) # up, and down again
     free = *EchoMod.free, 'verbose', 'checkpoint', 'time_budget'
+    editing = 'start', 'strength', 'guidance', 'steps' # options of no training
 
     @property
     def _place(self): return torch.device(pick_device(self.device))
@@ -161,7 +163,8 @@ class Diffusion(EchoMod):
         network = network.to(self._place, memory_format=torch.channels_last)
         self._shares, self._multiple = signal_shares(), 2**(len(widths) - 1)
         state = State(network=network, ema=EMA(network, self.ema, warmup=True), believed=torch.from_numpy(believed).to(self._place),
-            optimizer=torch.optim.AdamW(network.parameters(), self.learning_rate, fused=True), chance=torch_generator(self.random_state, 'diffusion', self._place))
+            optimizer=torch.optim.AdamW(network.parameters(), self.learning_rate, fused=True),
+            chance=torch_generator(self.random_state, 'diffusion', self._place))
         self.history_ = self._train(state, images, torch.from_numpy(given).to(self._place))
         self.network_, self.believed_ = state.ema.module, state.believed.cpu().numpy()
 
@@ -172,7 +175,7 @@ class Diffusion(EchoMod):
         shares = self._shares.to(self._place)
         steps = self.epochs*-(-len(set)//self.batch_size)
         schedule = Schedule(self.learning_rate, 'cosine', warmup=min(50/steps, .25))
-        options = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in (*self.free, 'start', 'strength', 'guidance', 'steps')}
+        options = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in self.free + self.editing}
         identity = dict(method=type(self).__name__, data=self.data_, device=self._place.type) | options
         return train(state, lambda epoch, rate: self._epoch(state, set, codes, shares, rate), schedule, self.epochs, self.time_budget, self.checkpoint, identity, verbose=self.verbose)
 
@@ -202,11 +205,11 @@ class Diffusion(EchoMod):
     def _state(self): return [x for k, v in self.network_.state_dict().items() for x in (k, v.float().cpu().numpy())]
 
     def adjusted(self,
-        **options, # start, strength, guidance, steps
+        **options, # of `editing`
     ):
         "The same trained model with other options of editing"
         for k in options:
-            if k not in ('start', 'strength', 'guidance', 'steps'): raise unknown('option of editing', k, ('start', 'strength', 'guidance', 'steps'))
+            if k not in self.editing: raise unknown('option of editing', k, self.editing)
         other = copy.copy(self)
         vars(other).update(options, _mark=None)
         check_options(type(other), vars(other))

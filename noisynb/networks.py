@@ -220,7 +220,8 @@ def build_network(
 )->Network: # channels last in memory
     "A fresh network on the device"
     a = architecture
-    network = make_network(a['name'], a['n_classes'], a['in_channels'], a['size'], seed, purpose, **a.get('options', {}))
+    network = make_network(a['name'], a['n_classes'], a['in_channels'], a['size'], seed, purpose,
+        **a.get('options', {}))
     return network.to(device, memory_format=torch.channels_last)
 
 # %% ../nbs/13_networks.ipynb #952368c0

@@ -154,7 +154,7 @@ def test_prior():
     log_p = x_logits.log_softmax(1)
     share = log_p.exp().mean(0)
     near(prior_gap(log_p), float(sum(1/3*math.log(1/3/s) for s in share.tolist())))
-    near(prior_gap(torch.full((2, 3), 1/3).log()), 0.)
+    near(prior_gap(torch.full((2, 3), 1/3, dtype=torch.float64).log()), 0.)
 
 def test_loss_of_labelled_rows_alone():
     "Where the unlabelled rows have no weight they can be left out"

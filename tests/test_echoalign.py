@@ -139,7 +139,8 @@ def test_what_is_learnt_from(painter):
     class Look(EchoAlign):
         def _build(self):
             super()._build()
-            found.update(pixels=self._pool.raw().numpy(), rows=self._rows.numpy(), weights=self._weights.numpy(), kept=self.kept_)
+            pool, rows, _, weights = self._parts
+            found.update(pixels=pool.raw().numpy(), rows=rows.numpy(), weights=weights.numpy(), kept=self.kept_)
     Look(**model.get_params()).fit(X, y)
     own = int((y == true).sum())
     assert (found['pixels'][:48] == np.moveaxis(X, 3, 1)).all()

@@ -1,8 +1,10 @@
 "What every method promises of its options: parameters stay as they were given, and what was settled is in `options_`"
-import copy, pickle
+import copy, json, pickle
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from sklearn.base import clone
 
 from noisynb.core import NoisynbError
@@ -10,6 +12,7 @@ from noisynb.embeddings import extract
 from noisynb.methods import make, method_class, methods
 from noisynb.methods.base import load
 from noisynb.methods.images import Options, resolve
+from noisynb.training import State
 from toys import stripes
 
 kind = {name: method_class(name).input for name in methods if name != 'cleanlab'} # an extra
@@ -81,3 +84,31 @@ def test_settings_join_recipes_by_one_rule():
     known, asked = dict(much=dict(warmup=10, rho=3, tau=4, other=5, source='here')), dict(recipe='counts', setting='much', warmup=None, rho=None, tau=None)
     assert resolve(asked, 9, table, settings=known, fixed=dict(counts=('tau',))) == dict(recipe='counts', setting='much', warmup=10, rho=3, tau=2)
     assert resolve(asked | dict(recipe='shares', rho=0), 9, table, settings=known) == dict(recipe='shares', setting='much', warmup=.1, rho=0, tau=4)
+
+@pytest.mark.parametrize('method', [m for m in (*on_images, 'lend-graph') if method_class(m).renamed])
+def test_former_names_are_read(method, tmp_path):
+    "Options of files that were written before; the text that a checkpoint has to agree on stays as it was"
+    kind = method_class(method)
+    known, former = make(method).get_params(), {**kind.renamed, **kind.removed}
+    assert set(kind.renamed.values()) <= set(known) and not set(former) & set(known)
+    X, y, _ = stripes()
+    if kind.input == 'embeddings': model = make(method).fit(X := extract(X, 'raw'), y)
+    else:
+        model = small(method).fit(X, y)
+        old = model._identity(X, y)
+        assert set(former) <= set(old) and not set(kind.renamed.values()) & set(old) and all(old[k] == repr(v) for k, v in kind.removed.items())
+    path, back = model.save(tmp_path/'model'), {new: name for name, new in kind.renamed.items()}
+    with safe_open(path, 'numpy') as f: header, arrays = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    params, plain = json.loads(header['params']), json.loads(header['plain'])
+    header['params'] = json.dumps({back.get(k, k): v for k, v in params.items()} | dict.fromkeys(kind.removed))
+    header['plain'] = json.dumps({'/'.join(back.get(part, part) if i else part for i, part in enumerate(k.split('/'))): v for k, v in plain.items()})
+    save_file(arrays, path, header)
+    again = load(path)
+    assert (again.predict_proba(X) == model.predict_proba(X)).all() and again.get_params().keys() == known.keys()
+    assert method == 'lend-graph' or again.options_.keys() == model.options_.keys()
+
+def test_former_names_in_a_checkpoint():
+    state = State(optimizer=None, start=None)
+    state.load_state_dict(dict(optimiser=3, start=2, means=[]))
+    assert vars(state) == dict(optimizer=3, start=2)
+    with pytest.raises(NoisynbError, match='another method'): state.load_state_dict(dict(optimiser=3, start=2, means=[1]))

@@ -10,33 +10,28 @@ import warnings
 from dataclasses import dataclass
 import numpy as np
 import torch
-from scipy.special import softmax
-from sklearn.utils.validation import check_is_fitted
 from ..core import NoisynbError, option, require
-from ..losses import make_loss
-from .base import NoisyLabelClassifier, check_embeddings, check_training
-from .images import ImageMethod
+from .base import NoisyLabelClassifier, check_training, linear_proba
+from .images import ImageMethod, option_loss
 from ..training import autocast, batches, one_pass, paced, step
 
 # %% ../../nbs/23_methods.baselines.ipynb #01989597
 @dataclass(eq=False, repr=False)
 class CrossEntropy(ImageMethod):
     "Networks trained on the labels as they are: what doing nothing about the noise gives"
-    n_networks: int = option(1, fits=lambda v: v in (1, 2), give='1 or 2') # each with its own weights and its own order of the images
+    n_networks: int = option(1, fits=lambda v: v in (1, 2), give='1 or 2') # each with its own weights and order
     loss: str = 'ce' # any of noisynb.losses
     loss_options: dict | None = None # its hyper-parameters, where the preset's are not wanted
     preset: str = 'cifar10' # table of published hyper-parameters: 'cifar10', 'cifar100', 'mnist' or 'webvision'
 
-    def _check(self, o): self._loss(o, 2, 1)
-
-    def _loss(self, o, n_classes, n): return make_loss(o.loss, n_classes, o.preset, n_samples=n, **(o.loss_options or {}))
+    def _check(self, o): option_loss(o, 2)
 
     def _build(self):
         s, o, names = self._state, self.options_, 'AB'[:self.options_.n_networks]
         s.networks = [self._network(n) for n in names]
         s.optimizers = [self._optimizer(n) for n in s.networks]
         s.generators = [self._generator(f'order {n}') for n in names]
-        s.losses = [self._loss(o, len(self.classes_), len(self._set)) for _ in names]
+        s.losses = [option_loss(o, len(self.classes_), len(self._set)) for _ in names]
         s.seen = torch.zeros(len(self._set), len(self.classes_), device=self._codes.device)
 
     def _epoch(self, epoch, rate):
@@ -91,8 +86,8 @@ def _a_share(v): return v == 'auto' or isinstance(v, (int, float)) and 0 <= v < 
 class CoTeaching(CrossEntropy):
     "Two networks, each of which picks from a batch the examples of small loss that the other learns from (Han et al. 2018)"
     n_networks: int = 2
-    forget_rate: float | str = option('auto', fits=_a_share, give=_forgotten) # share of a batch left out in the end; 'auto': of labels that look wrong
-    ramp: float = option(.25, fits=lambda v: 0 <= v <= 1, give='a share of the run, from 0 to 1') # share of the run on the way to it
+    forget_rate: float | str = option('auto', fits=_a_share, give=_forgotten) # in the end; 'auto': what looks wrong
+    ramp: float = option(.25, fits=lambda v: 0 <= v <= 1, give='a share of the run, from 0 to 1') # on the way to it
 
     def _check(self, o):
         super()._check(o)
@@ -110,12 +105,9 @@ class CoTeaching(CrossEntropy):
         done = min(1., rate.progress()/o.ramp) if o.ramp else 1.
         loss, kept = exchange(s, self._set, self._codes, o.batch_size, 1 - s.forget*done, rate)
         row = dict(loss=loss, images=2*len(self._set), n_clean=kept) | self._look()
-        if o.forget_rate == 'auto' and (done < 1 or epoch == 0): s.forget = self._wrong()
+        if o.forget_rate == 'auto' and (done < 1 or epoch == 0): # labels that the mean prediction so far speaks against
+            s.forget = float((s.seen.argmax(1) != self._codes).double().mean())
         return row | dict(forget_rate=s.forget)
-
-    def _wrong(self):
-        "Share of the labels that the mean prediction so far speaks against"
-        return float((self._state.seen.argmax(1) != self._codes).double().mean())
 
 # %% ../../nbs/23_methods.baselines.ipynb #bd579772
 class Cleanlab(NoisyLabelClassifier):
@@ -159,6 +151,4 @@ class Cleanlab(NoisyLabelClassifier):
 
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`"
-        check_is_fitted(self)
-        return softmax(check_embeddings(self, X, reset=False) @ self.coef_.T + self.intercept_, axis=1)
-
+        return linear_proba(self, X)

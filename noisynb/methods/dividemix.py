@@ -107,7 +107,8 @@ def divide(
     del history[:-last]
     values = recent_mean(history, last)
     w = two_component(values)
-    for c in [] if y is None else np.flatnonzero(np.bincount(y) >= 100): w[y == c] = two_component(values[y == c]) # fewer losses make no mixture
+    for c in [] if y is None else np.flatnonzero(np.bincount(y) >= 100): # fewer losses make no mixture
+        w[y == c] = two_component(values[y == c])
     return w, split(w, values, threshold)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #73c1941f
@@ -117,14 +118,16 @@ settings = { # `warmup` in epochs; `source` says where lambda_u comes from
     'cifar10-symmetric-20': _on_10 | dict(lambda_u=0., source='users, after Table 7 of the paper (issue 50)'),
     'cifar10-symmetric-50': _on_10 | dict(source='default of the code'),
     'cifar10-symmetric-80': _on_10 | dict(source='default of the code, rerun by a user (issue 17)'),
-    'cifar10-symmetric-90': _on_10 | dict(lambda_u=50., p_threshold=.6, loss_epochs=5, source='a user (issue 46); threshold by the author (issue 10)'),
+    'cifar10-symmetric-90': _on_10 | dict(lambda_u=50., p_threshold=.6, loss_epochs=5,
+        source='a user (issue 46); threshold by the author (issue 10)'),
     'cifar10-asymmetric-40': _on_10 | dict(lambda_u=0., warmup_loss='penalty', source='author (issues 15 and 26)'),
     'cifar10n': _on_10 | dict(source='authors of CIFAR-N; less for little noise (their issue 7)'),
     'cifar100-symmetric-20': _on_100 | dict(lambda_u=25., source='users (InstanceGM, issue 1)'),
     'cifar100-symmetric-50': _on_100 | dict(source='users (InstanceGM, issue 1)'),
     'cifar100-symmetric-80': _on_100 | dict(source='a user (issue 10)'),
     'cifar100-symmetric-90': _on_100 | dict(p_threshold=.6, loss_epochs=5, source='author (issue 10)'),
-    'cifar100-asymmetric-40': _on_100 | dict(warmup_loss='penalty', source='C2D, by trial; not run by the authors (issue 41)'),
+    'cifar100-asymmetric-40': _on_100 | dict(warmup_loss='penalty',
+        source='C2D, by trial; not run by the authors (issue 41)'),
     'cifar100n': _on_100 | dict(lambda_u=25., source='authors of CIFAR-N; less for little noise (their issue 7)'),
     'animal10n': _on_100 | dict(lambda_u=0., source='code of SMR, which leaves the term out')}
 
@@ -154,20 +157,22 @@ def advise_options(
     return dict(lambda_u=float(much*min(n_classes, 60)), p_threshold=.6 if rate > .8 else .5)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #8c874c77
-_published = dict(network='auto', network_options=None, epochs=300, batch_size=64, learning_rate=.02, schedule='step', schedule_options=None,
-    nesterov=False, weight_decay=5e-4, warmup=10, warmup_loss='ce', recalibrate=0, lambda_u='auto', p_threshold='auto', ramp=16,
-    temperature=.5, alpha=4., guess_mode='train', skip_unweighted=False, drop_last=False, loss_epochs=1, loss_clip=1., by_class=False,
-    subset=0, resize=0, crop=0)
-_fast = _published | dict(epochs=60, batch_size=256, learning_rate=.08, schedule='triangle', schedule_options=dict(warmup=.05), nesterov=True,
-    warmup=.08, ramp=.1, guess_mode='table', skip_unweighted=True, drop_last=True, loss_clip=.999)
-_small = _fast | dict(epochs=25, batch_size=32, learning_rate=.05, schedule='cosine', schedule_options=None, nesterov=False,
-    warmup=.2, drop_last=False, by_class=True)
+_published = dict(network='auto', network_options=None, epochs=300, batch_size=64, learning_rate=.02, schedule='step',
+    schedule_options=None, nesterov=False, weight_decay=5e-4, warmup=10, warmup_loss='ce', recalibrate=0,
+    lambda_u='auto', p_threshold='auto', ramp=16, temperature=.5, alpha=4., guess_mode='train', skip_unweighted=False,
+    drop_last=False, loss_epochs=1, loss_clip=1., by_class=False, subset=0, resize=0, crop=0)
+_fast = _published | dict(epochs=60, batch_size=256, learning_rate=.08, schedule='triangle',
+    schedule_options=dict(warmup=.05), nesterov=True, warmup=.08, ramp=.1, guess_mode='table', skip_unweighted=True,
+    drop_last=True, loss_clip=.999)
+_small = _fast | dict(epochs=25, batch_size=32, learning_rate=.05, schedule='cosine', schedule_options=None,
+    nesterov=False, warmup=.2, drop_last=False, by_class=True)
 _medium = _small | dict(alpha=.5, lambda_u=0.)
 _photos = _published | dict(epochs=80, batch_size=32, warmup=1, lambda_u=0., alpha=.5, skip_unweighted=True)
-_clothing = _photos | dict(network='timm:resnet50', network_options=dict(pretrained=True), learning_rate=.002, weight_decay=1e-3,
-    warmup_loss='penalty', subset=32_000, resize=256, crop=224)
+_clothing = _photos | dict(network='timm:resnet50', network_options=dict(pretrained=True), learning_rate=.002,
+    weight_decay=1e-3, warmup_loss='penalty', subset=32_000, resize=256, crop=224)
 _webvision = _photos | dict(network='timm:inception_resnet_v2', learning_rate=.01, resize=320, crop=299)
-recipes = dict(published=_published, fast=_fast, small=_small, medium=_medium, clothing1m=_clothing, webvision50=_webvision)
+recipes = dict(published=_published, fast=_fast, small=_small, medium=_medium, clothing1m=_clothing,
+    webvision50=_webvision)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #9248f344
 def rows_of_epoch(
@@ -342,43 +347,45 @@ class DivideMix(ImageMethod):
     "Two networks that sort each other's labels and learn semi-supervised (Li, Socher and Hoi 2020)"
     recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' below 5,000 images, 'medium' below 20,000, else 'fast'
     setting: str|None = None # a row of `settings`
-    network: str|None = None # None for the recipe's, and so for all that follow
-    epochs: int|None = None
-    batch_size: int|None = None # labelled images of a step, as many unlabelled ones, and twice that in a plain epoch
-    learning_rate: float|None = None
-    schedule: str|None = None
+    network: str = None # None for the recipe's, and so for all that follow
+    epochs: int = None
+    batch_size: int = None # labelled images of a step, as many unlabelled ones, and twice that in a plain epoch
+    learning_rate: float = None
+    schedule: str = None
     schedule_options: dict|None = None # more arguments of `training.Schedule`
-    nesterov: bool|None = None
-    weight_decay: float|None = None
-    warmup: float|None = option(None) # epochs, or a share of the run
-    warmup_loss: str|None = option(None, choices=('ce', 'penalty', 'mixup')) # 'ce', 'penalty' or 'mixup'
-    recalibrate: float|None = option(None) # every so many epochs one of plain cross entropy, or a share of the run; 0 for none
-    lambda_u: float|str|None = option(None, free=('auto',)) # weight of unlabelled rows; 'auto' for `advise_options`
-    p_threshold: float|str|None = option(None, high=1, free=('auto',)) # chance above which a label is taken for right; 'auto' for `advise_options`
-    ramp: float|None = option(None) # epochs in which lambda_u is reached, or a share of the run
-    temperature: float|None = option(None, above=True) # of sharpening
-    alpha: float|None = option(None, above=True) # of mixup
-    guess_mode: str|None = option(None, choices=('train', 'eval', 'table')) # 'train' or 'eval': in every step, in that mode; 'table': once an epoch
-    skip_unweighted: bool|None = None # leave out unlabelled rows that have no weight
-    drop_last: bool|None = None # leave out a last, smaller batch of labelled images
-    loss_epochs: int|None = option(None, low=1, whole=True) # epochs whose losses are averaged; the published code takes 5 at 90 % noise
-    loss_clip: float|None = option(None, high=1) # quantile of the losses that counts as the largest
-    by_class: bool|None = None # sort the labels of each class by themselves
-    subset: int|None = option(None, whole=True) # images of an epoch, drawn evenly from the classes; 0 for all
+    nesterov: bool = None
+    weight_decay: float = None
+    warmup: float = option(None) # epochs, or a share of the run
+    warmup_loss: str = option(None, choices=('ce', 'penalty', 'mixup')) # 'ce', 'penalty' or 'mixup'
+    recalibrate: float = option(None) # epochs, or share of the run, from one recalibration to the next; 0: none
+    lambda_u: float|str = option(None, free=('auto',)) # weight of unlabelled rows; 'auto' for `advise_options`
+    p_threshold: float|str = option(None, high=1, free=('auto',)) # above it a label is taken for right
+    ramp: float = option(None) # epochs in which lambda_u is reached, or a share of the run
+    temperature: float = option(None, above=True) # of sharpening
+    alpha: float = option(None, above=True) # of mixup
+    guess_mode: str = option(None, choices=('train', 'eval', 'table')) # mode of the guessing network, or once an epoch
+    skip_unweighted: bool = None # leave out unlabelled rows that have no weight
+    drop_last: bool = None # leave out a last, smaller batch of labelled images
+    loss_epochs: int = option(None, low=1, whole=True) # whose losses are averaged; 5 in the code at 90 % noise
+    loss_clip: float = option(None, high=1) # quantile of the losses that counts as the largest
+    by_class: bool = None # sort the labels of each class by themselves
+    subset: int = option(None, whole=True) # images of an epoch, drawn evenly from the classes; 0 for all
 
     recipes, settings = recipes, settings
-    renamed = dict(guess='guess_mode', lean='skip_unweighted', last='loss_epochs', clip='loss_clip', full_batches='drop_last')
+    renamed = dict(guess='guess_mode', lean='skip_unweighted', last='loss_epochs', clip='loss_clip',
+        full_batches='drop_last')
     removed = dict(guard=False, prior='uniform', ema=0.)
     sizes = ('small', 5_000), ('medium', 20_000), ('fast', math.inf)
 
     def _check(self, o):
         check_warmup(o)
-        if o.subset and (o.guess_mode == 'table' or o.loss_epochs > 1): raise NoisynbError("with a subset, each epoch has other "
-            "images: take guess_mode='train' or 'eval', and loss_epochs=1")
+        if o.subset and (o.guess_mode == 'table' or o.loss_epochs > 1): raise NoisynbError("with a subset, each epoch "
+            "has other images: take guess_mode='train' or 'eval', and loss_epochs=1")
 
     def _build(self):
         s = self._state
-        if len(self._codes) < 4: raise NoisynbError(f'{len(self._codes)} images; {type(self).__name__} sorts them into two sides: give four or more')
+        if len(self._codes) < 4: raise NoisynbError(f'{len(self._codes)} images; {type(self).__name__} sorts them '
+            'into two sides: give four or more')
         s.networks = [self._network(name) for name in 'AB']
         s.optimizers = [self._optimizer(network) for network in s.networks]
         s.generators = [self._generator(f'network {name}') for name in 'AB']

@@ -19,11 +19,11 @@ from ..early import believe
 from ..echomod import echo_cache, echomods, make_echomod
 from ..echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features
 from ..losses import make_loss
-from .images import ImageMethod, in_epochs
+from .images import ImageMethod, in_epochs, option_loss
 from ..neighbors import NeighborGraph
 from ..networks import Trunk
-from ..training import (FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, sgd,
-    write_checkpoint)
+from ..training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass
+from ..training import read_checkpoint, sgd, write_checkpoint
 
 # %% ../../nbs/28_methods.echoalign.ipynb #7b67afac
 def group_weights(
@@ -76,17 +76,20 @@ def trusted(
 
 # %% ../../nbs/28_methods.echoalign.ipynb #4b128c25
 clip = 'timm:vit_base_patch32_clip_224.laion2b'
-_ours = dict(network='auto', network_options=None, epochs=30, batch_size=32, learning_rate=.05, weight_decay=5e-4, schedule='cosine',
-    milestones=(.5,), finetune=0., mode='replace', echomod='diffusion', echo_epochs=20, features='early', threshold='mixture', early_epochs=.25)
-_theirs = dict(network='resnet18', network_options=None, epochs=240, batch_size=128, learning_rate=.1, weight_decay=1e-4,
-    schedule='step', milestones=(.5, .75), finetune=1/6, mode='official', echomod='controlnet', echo_epochs=20, features=clip, threshold=.52, early_epochs=10)
+_ours = dict(network='auto', network_options=None, epochs=30, batch_size=32, learning_rate=.05, weight_decay=5e-4,
+    schedule='cosine', milestones=(.5,), finetune=0., mode='replace', echomod='diffusion', echo_epochs=20,
+    features='early', threshold='mixture', early_epochs=.25)
+_theirs = dict(network='resnet18', network_options=None, epochs=240, batch_size=128, learning_rate=.1,
+    weight_decay=1e-4, schedule='step', milestones=(.5, .75), finetune=1/6, mode='official', echomod='controlnet',
+    echo_epochs=20, features=clip, threshold=.52, early_epochs=10)
 recipes = {
     'small': _ours,
     'fast': _ours | dict(batch_size=128, echo_epochs=10, early_epochs=.2),
     'cifar10': _theirs,
     'cifar10n': _theirs | dict(threshold=.43),
     'cifar100': _theirs | dict(network='resnet34'),
-    'clothing1m': _theirs | dict(network='timm:resnet50', network_options=dict(pretrained=True), epochs=200, learning_rate=.01,
+    'clothing1m': _theirs | dict(network='timm:resnet50', network_options=dict(pretrained=True), epochs=200,
+        learning_rate=.01,
         milestones=(.15, .2), finetune=0., threshold=.45),
 }
 modes = {
@@ -153,7 +156,8 @@ def believe_in_rounds(
     fresh, # function that makes a network by name
 ):
     "Whom to believe"
-    epochs, given, C = max(1, int(in_epochs(o.early_epochs, o.epochs))), codes.cpu().numpy(), s.network.head.out_features
+    epochs = max(1, int(in_epochs(o.early_epochs, o.epochs)))
+    given, C = codes.cpu().numpy(), s.network.head.out_features
     for i in range(o.rounds + 1):
         network, name = (s.network, 'early') if i == o.rounds else (fresh(f'early {i}'), f'early {i}')
         rows = torch.from_numpy(np.flatnonzero(s.believed)) if i else None
@@ -193,7 +197,8 @@ def make_echoes(
     folder = o.echoes or o.checkpoint and f'{o.checkpoint}.echoes'
     if not folder and not isinstance(pixels, np.ndarray): folder = cache_folder()/'echoes'/mod.fingerprint
     if folder: return echo_cache(Path(folder), mod, pixels, given, verbose=o.verbose)
-    with tempfile.TemporaryDirectory() as folder: return np.array(echo_cache(folder, mod, pixels, given, verbose=o.verbose))
+    with tempfile.TemporaryDirectory() as folder:
+        return np.array(echo_cache(folder, mod, pixels, given, verbose=o.verbose))
 
 def choose(
     s, # state: `score`, `threshold` and `kept` change
@@ -215,8 +220,8 @@ def choose(
         s.score = np.exp(-early.losses.astype(np.float64))
         s.threshold = cut_by_class(s.score, given, C, f'quantile:{1 - keep_share(o.noise_rate)}')
     else:
-        device = str(images.device)
-        looks = network_features(early.network, images.statistics, device, images.size) if o.features == 'early' else o.features
+        looks, device = o.features, str(images.device)
+        if looks == 'early': looks = network_features(early.network, images.statistics, device, images.size)
         found = EchoSelect(looks, o.threshold, o.per_class, o.device).fit(pixels, echoes, given)
         s.score, s.threshold = found.similarity_, found.threshold_
     s.kept = s.score > (s.threshold[given] if np.ndim(s.threshold) else s.threshold)
@@ -249,8 +254,8 @@ def rows_to_learn(
     "The rows of the joined set that the network learns from, and what each counts"
     n, kept = len(kept), torch.from_numpy(kept)
     own, weights = kept.nonzero()[:, 0], torch.ones(2*n)
-    if not len(own) and o.mode in ('select_only', 'control'): raise NoisynbError(f"no original is kept at threshold {threshold}; "
-        "give another threshold, such as 'quantile:0.5', or another mode")
+    if not len(own) and o.mode in ('select_only', 'control'): raise NoisynbError('no original is kept at threshold '
+        f"{threshold}; give another threshold, such as 'quantile:0.5', or another mode")
     if not len(own): warnings.warn('no original is kept, and the network learns from echoes alone')
     if not echoes: return own, own, weights
     if o.mode == 'official': weights[:n], weights[n:] = group_weights(len(own), n, o.scale_weights)
@@ -272,27 +277,27 @@ def as_quality(
 class EchoAlign(ImageMethod):
     "Echoes that fit the labels, the originals that are like them, and a network that learns from both"
     recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 10,000 images, else 'fast'
-    mode: str|None = option(None, choices=modes) # one of `modes`; None for the recipe's, and so for all that follow
-    network: str|None = None
+    mode: str = option(None, choices=modes) # one of `modes`; None for the recipe's, and so for all that follow
+    network: str = None
     network_options: dict|None = None
-    epochs: int|None = None # of the network; early networks and generator come before
-    batch_size: int|None = None
-    learning_rate: float|None = None
-    weight_decay: float|None = None
-    schedule: str|None = None
-    milestones: tuple|None = None # of the schedule 'step'
-    finetune: float|None = option(None, high=.9) # share of the run, at its end, on originals alone; 0 for none
-    echomod: str|None = option(None, choices=echomods) # a name in noisynb.echomod.echomods
-    echo_epochs: int|None = option(None, low=1, whole=True) # of a generator that is trained here; never more than `epochs`
+    epochs: int = None # of the network; early networks and generator come before
+    batch_size: int = None
+    learning_rate: float = None
+    weight_decay: float = None
+    schedule: str = None
+    milestones: tuple = None # of the schedule 'step'
+    finetune: float = option(None, high=.9) # share of the run, at its end, on originals alone; 0 for none
+    echomod: str = option(None, choices=echomods) # a name in noisynb.echomod.echomods
+    echo_epochs: int = option(None, low=1, whole=True) # of a generator that is trained here; never more than `epochs`
     echomod_options: dict|None = None # for make_echomod
     echoes: str|None = None # folder that keeps the echoes; None: beside the checkpoint, or in memory
     class_names: list|None = None # in the order of the sorted labels, for a generator that reads; None for the labels
-    select: str = option('echo', choices=('echo', 'loss')) # or 'loss': small mean loss of the first early network, for `noise_rate`
+    select: str = option('echo', choices=('echo', 'loss')) # or 'loss': small mean loss of the first early network
     noise_rate: float|None = option(None, high=1, free=(None,)) # only for select='loss'
-    features: str|None = None # 'early' for the last early network, or a backbone
-    threshold: float|str|None = None # one of noisynb.echoselect.thresholds
+    features: str = None # 'early' for the last early network, or a backbone
+    threshold: float|str = None # one of noisynb.echoselect.thresholds
     per_class: bool = False # a threshold for each class
-    early_epochs: float|None = option(None, above=True) # epochs of the first early network, or a share of `epochs`; the others take twice as many
+    early_epochs: float = option(None, above=True) # of the first network, or a share of `epochs`; others twice that
     rounds: int = option(2, high=9, whole=True) # in which it is decided whom to believe; 0: all labels are
     believed_share: float = option(.5, high=1) # of each class that may be believed
     neighbors: int = option(30, low=2, whole=True) # that vote; half as many where only believed labels do
@@ -313,13 +318,12 @@ class EchoAlign(ImageMethod):
     def _check(self, o):
         if o.early_epochs >= 1 and o.early_epochs != int(o.early_epochs):
             raise NoisynbError(f'early_epochs is {o.early_epochs}; give a number of epochs, or a share of them below 1')
-        if o.select == 'loss' and o.mode != 'control' and o.noise_rate is None: raise NoisynbError("select='loss' keeps a share "
-            "of the labels that follows from noise_rate, which it does not know; give it, or take select='echo'")
+        if o.select == 'loss' and o.mode != 'control' and o.noise_rate is None: raise NoisynbError("select='loss' "
+            'keeps a share of the labels that follows from noise_rate, which it does not know; '
+            "give it, or take select='echo'")
         if o.echomod_options: make_echomod(o.echomod, **o.echomod_options)
         cut([0., 1.], o.threshold)
-        self._loss(o, 2, 1)
-
-    def _loss(self, o, n_classes, n): return make_loss(o.loss, n_classes, o.preset, n_samples=n, **(o.loss_options or {}))
+        option_loss(o, 2)
 
     def _schedule(self):
         o = self.options_
@@ -327,52 +331,47 @@ class EchoAlign(ImageMethod):
 
     def _identity(self, X, codes): return {k: v for k, v in super()._identity(X, codes).items() if k != 'echoes'}
 
-    def _learn(self, X, codes, watch):
-        names, n = self.class_names, len(self.classes_)
-        if names and len(names) != n: raise NoisynbError(f'{len(names)} class names, and the labels are of {n} classes; give one for each')
-        self._images, self._given = X, codes
-        try: super()._learn(X, codes, watch)
-        finally:
-            for name in ('_images', '_given', '_pool', '_rows', '_own', '_weights'): vars(self).pop(name, None)
-
     def _build(self):
-        s, o, images, given = self._state, self.options_, self._set, self._given
-        early, echoes, chosen = self._prepare()
+        s, o, images, given = self._state, self.options_, self._set, self._codes.cpu().numpy()
+        names, n = o.class_names or list(map(str, self.classes_)), len(self.classes_)
+        if len(names) != n: raise NoisynbError(f'{len(names)} class names, and the labels are of {n} classes; '
+            'give one for each')
+        early, echoes, chosen = self._prepare(given, names)
         self.score_, self.threshold_, self.kept_ = chosen.score, chosen.threshold, chosen.kept
         self.believed_ = np.ones(len(given), bool) if early.believed is None else early.believed
         self.losses_, self.agreement_ = early.losses, early.agreement
         more = echoes is not None and o.mode != 'select_only'
-        self._rows, self._own, weights = rows_to_learn(o, self.kept_, self.threshold_, more)
-        self._pool, self._weights = joined(images, self._images, echoes) if more else images, weights.to(self._device)
+        rows, own, weights = rows_to_learn(o, self.kept_, self.threshold_, more)
+        self._parts = joined(images, self._images, echoes) if more else images, rows, own, weights.to(self._device)
         s.networks, s.chance = [self._network('A')], self._generator('order')
         s.optimizer = self._optimizer(s.networks[0])
-        s.loss = self._loss(o, len(self.classes_), 2*len(given))
+        s.loss = option_loss(o, len(self.classes_), 2*len(given))
         return early.seconds + chosen.seconds
 
-    def _prepare(self):
+    def _prepare(self, given, names):
         "Early networks, echoes and selection; what was kept of them beside the checkpoint is not made again"
-        o, images, X, given = self.options_, self._set, self._images, self._given
+        o, images, X = self.options_, self._set, self._images
         path, mark = lambda name: o.checkpoint and f'{o.checkpoint}.{name}', self._identity(X, given)
         needed = o.mode == 'control' or o.features == 'early' or o.echomod == 'diffusion' or o.select == 'loss'
         state = State(network=self._network('early'), believed=None, losses=None, agreement=None)
         rounds = lambda s: believe_in_rounds(s, o, images, self._codes, self._network) if needed else None
         early, begun, echoes = once(path('early'), mark, state, rounds, time.perf_counter()), time.perf_counter(), None
         if o.mode in ('official', 'replace') or o.mode == 'select_only' and o.select == 'echo':
-            names = o.class_names or list(map(str, self.classes_))
             echoes = make_echoes(o, fit_echomod(o, X, given, names, early.believed, images.flip), X, given)
         selection = lambda s: choose(s, o, early, images, X, echoes, given)
-        return early, echoes, once(path('selection'), mark, State(score=None, threshold=None, kept=None), selection, begun)
+        return early, echoes, once(path('selection'), mark,
+            State(score=None, threshold=None, kept=None), selection, begun)
 
     def _epoch(self, epoch, rate):
-        s, o = self._state, self.options_
-        fine = rate.progress() >= 1 - o.finetune - 1e-9 and o.finetune > 0 and len(self._own) > 0
-        rows, loss = (self._own, s.loss) if fine else (self._rows, _Weighted(s.loss, self._weights))
-        codes = self._codes.repeat(2)
-        value = one_pass(s.networks[0], s.optimizer, self._pool, codes, loss, o.batch_size, s.chance, rate, rows)
+        s, o, codes, (pool, rows, own, weights) = self._state, self.options_, self._codes.repeat(2), self._parts
+        fine = rate.progress() >= 1 - o.finetune - 1e-9 and o.finetune > 0 and len(own) > 0
+        rows, loss = (own, s.loss) if fine else (rows, _Weighted(s.loss, weights))
+        value = one_pass(s.networks[0], s.optimizer, pool, codes, loss, o.batch_size, s.chance, rate, rows)
         return dict(kind='fine-tuning' if fine else o.mode, loss=value, images=len(rows))
 
     def _finish(self):
-        tau = self.threshold_[self._given] if np.ndim(self.threshold_) else np.full(len(self._given), self.threshold_)
+        given, tau = self._codes.cpu().numpy(), self.threshold_
+        if np.ndim(tau): tau = tau[given]
         self.label_quality_, self.quality_threshold_ = as_quality(self.score_, tau), float(np.nextafter(.5, 1))
         guess = self.classes_[evaluate(self._networks[0], self._set).argmax(1).cpu().numpy()]
-        self.corrected_labels_ = np.where(self.kept_, self.classes_[self._given], guess)
+        self.corrected_labels_ = np.where(self.kept_, self.classes_[given], guess)

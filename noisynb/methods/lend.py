@@ -11,13 +11,11 @@ import math
 from dataclasses import dataclass
 import numpy as np
 import torch
-from scipy.special import softmax
-from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 from ..core import NoisynbError, check_number, option, unknown, whole_number
 from ..dilution import affinity, centred, couplings, dilute, dilute_set, factor, metrics, sparse_factor, suited_k
-from .base import NoisyLabelClassifier, check_embeddings, check_training
-from .images import ImageMethod, warming
+from .base import NoisyLabelClassifier, check_training, linear_proba
+from .images import ImageMethod, judge, warming
 from ..neighbors import NeighborGraph
 from ..networks import Trunk
 from ..training import autocast, batches, evaluate, paced, step
@@ -70,14 +68,16 @@ def weighted_loss(
     return (w.detach()*F.cross_entropy(logits, y, reduction='none')).sum()/len(y)
 
 # %% ../../nbs/24_methods.lend.ipynb #30186b2d
-_code = dict(epochs=200, batch_size=256, schedule='step', k=8, include_self=True, gamma=3., metric='euclidean', coupling='out',
-    propagation=.99, steps=0, anchor=True, center=False, history='input', history_start=10, beta=.9, weighting='softmax',
-    graph='batch', bank=0, stratified=False, warmup=0)
-_paper = _code | dict(include_self=False, coupling='in', steps=10, anchor=False, history='output', history_start=0, weighting='agree')
-_ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97, center=True,
-    history='output', history_start=0, beta=.5, weighting='agree', graph='set', warmup=.1)
+_code = dict(epochs=200, batch_size=256, schedule='step', k=8, include_self=True, gamma=3., metric='euclidean',
+    coupling='out', propagation=.99, steps=0, anchor=True, center=False, history='input', history_start=10, beta=.9,
+    weighting='softmax', graph='batch', bank=0, stratified=False, warmup=0)
+_paper = _code | dict(include_self=False, coupling='in', steps=10, anchor=False, history='output', history_start=0,
+    weighting='agree')
+_ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97,
+    center=True, history='output', history_start=0, beta=.5, weighting='agree', graph='set', warmup=.1)
 recipes = dict(ours=_ours, code=_code, paper=_paper)
-graphs = dict(batch='the rows of a batch', bank='the rows of a batch and those of the last ones before it', set='all rows, once an epoch')
+graphs = dict(batch='the rows of a batch', bank='the rows of a batch and those of the last ones before it',
+    set='all rows, once an epoch')
 
 # %% ../../nbs/24_methods.lend.ipynb #0851cfaa
 def history_share(
@@ -183,35 +183,37 @@ def weighted_epoch(
 class LEND(ImageMethod):
     "Label noise dilution (Zhang et al. 2022): labels that their neighbours speak against count less, or not at all"
     recipe: str = 'ours' # a name in `recipes`: values of all options left at None
-    epochs: int|None = None
-    batch_size: int|None = None
-    schedule: str|None = None
-    k: int|str|None = option(None, low=1, whole=True, free=('auto',)) # neighbours; 'auto' for `suited_k`
-    include_self: bool|None = None # whether `k` counts the row itself
-    gamma: float|None = option(None) # power of inner products
-    metric: str|None = option(None, choices=metrics) # 'euclidean', 'inner' or 'cosine'
-    coupling: str|None = option(None, choices=couplings) # 'out' or 'in'
-    propagation: float|None = option(None, high=.9999) # c, the share that comes from neighbours
-    steps: int|None = option(None, whole=True) # of the walk; 0 for the closed form
-    anchor: bool|None = None # whether each step of the walk mixes with the start
-    center: bool|None = None # take out what all rows share
-    history: str|None = option(None, choices=('input', 'output', 'none')) # where earlier epochs come in
-    history_start: int|None = option(None, whole=True) # first epoch that they come in
-    beta: float|None = option(None, high=1) # share of the given label in the input, or of the last visit in the output
-    weighting: str|None = option(None, choices=weightings) # 'softmax' or 'agree'
-    graph: str|None = option(None, choices=graphs) # 'batch', 'bank' or 'set'
-    bank: int|None = option(None, whole=True) # rows of the bank
-    stratified: bool|None = None # the same share of each class in every batch
-    warmup: float|None = option(None) # epochs of plain cross entropy first, or a share of the run
+    epochs: int = None
+    batch_size: int = None
+    schedule: str = None
+    k: int|str = option(None, low=1, whole=True, free=('auto',)) # neighbours; 'auto' for `suited_k`
+    include_self: bool = None # whether `k` counts the row itself
+    gamma: float = option(None) # power of inner products
+    metric: str = option(None, choices=metrics) # 'euclidean', 'inner' or 'cosine'
+    coupling: str = option(None, choices=couplings) # 'out' or 'in'
+    propagation: float = option(None, high=.9999) # c, the share that comes from neighbours
+    steps: int = option(None, whole=True) # of the walk; 0 for the closed form
+    anchor: bool = None # whether each step of the walk mixes with the start
+    center: bool = None # take out what all rows share
+    history: str = option(None, choices=('input', 'output', 'none')) # where earlier epochs come in
+    history_start: int = option(None, whole=True) # first epoch that they come in
+    beta: float = option(None, high=1) # share of the given label in the input, or of the last visit in the output
+    weighting: str = option(None, choices=weightings) # 'softmax' or 'agree'
+    graph: str = option(None, choices=graphs) # 'batch', 'bank' or 'set'
+    bank: int = option(None, whole=True) # rows of the bank
+    stratified: bool = None # the same share of each class in every batch
+    warmup: float = option(None) # epochs of plain cross entropy first, or a share of the run
 
     recipes, renamed, removed = recipes, dict(centre='center'), dict(sharpen=1.)
 
     def _check(self, o):
-        if o.graph == 'bank' and not o.bank: raise NoisynbError("graph='bank' and bank is 0; give the number of rows, such as bank=1024")
+        if o.graph == 'bank' and not o.bank: raise NoisynbError("graph='bank' and bank is 0; "
+            'give the number of rows, such as bank=1024')
 
     def _build(self):
         s, n, network = self._state, len(self._codes), self._network('A')
-        s.start, s.networks, s.optimizers, s.generators = None, [network], [self._optimizer(network)], [self._generator('order')]
+        s.start, s.networks, s.optimizers = None, [network], [self._optimizer(network)]
+        s.generators = [self._generator('order')]
         s.table = torch.zeros(n, len(self.classes_), device=self._codes.device)
         s.bank, s.bank_rows = torch.zeros(0, network.head.in_features, device=s.table.device), self._codes[:0].clone()
 
@@ -247,7 +249,8 @@ class LENDGraph(NoisyLabelClassifier):
         engine='auto', # one of `search.engines`
         device='auto', # where torch searches
     ):
-        self.k, self.gamma, self.coupling, self.propagation, self.steps, self.center, self.C = k, gamma, coupling, propagation, steps, center, C
+        self.k, self.gamma, self.coupling, self.propagation, self.steps = k, gamma, coupling, propagation, steps
+        self.center, self.C = center, C
         self.metric, self.standardize, self.engine, self.device = metric, standardize, engine, device
 
     def fit(self, X, y,
@@ -278,10 +281,8 @@ class LENDGraph(NoisyLabelClassifier):
     def _learn(self, Z, codes, q):
         "Judge the given labels by diluted ones, and learn from these"
         from sklearn.linear_model import LogisticRegression
-        rows, best, rest = np.arange(len(codes)), q.argmax(1), q.copy()
-        own = q[rows, codes]
-        rest[rows, codes] = 0
-        self.label_quality_, self.quality_threshold_ = own/np.maximum(own + rest.max(1), 1e-300), .5
+        best = q.argmax(1)
+        self.label_quality_, self.quality_threshold_ = judge(codes, q)[0], .5
         self.corrected_labels_, self.diluted_ = self.classes_[best], q
         self.coef_, self.intercept_ = np.zeros((len(self.classes_), Z.shape[1])), np.where(np.bincount(best, minlength=len(self.classes_)) > 0, 0., -np.inf)
         kept = np.unique(best)
@@ -296,5 +297,4 @@ class LENDGraph(NoisyLabelClassifier):
 
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`"
-        check_is_fitted(self)
-        return softmax(check_embeddings(self, X, reset=False) @ self.coef_.T + self.intercept_, axis=1)
+        return linear_proba(self, X)

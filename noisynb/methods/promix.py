@@ -71,11 +71,9 @@ def select(
     matched = [b | matched_confidence(p, y, tau) for b, p in zip(base, proba)]
     agreed = matched if cap is None else [agreement(m, *proba, tau if tau_agree is None else tau_agree, cap) for m in matched]
     stages = []
-    for by_loss, by_confidence, by_agreement in zip(base, matched, agreed):
+    for masks in zip(base, matched, agreed):
         stage = torch.zeros_like(y)
-        stage[by_agreement] = chosen_by['agreement']
-        stage[by_confidence] = chosen_by['confidence']
-        stage[by_loss] = chosen_by['loss']
+        for name, chosen in reversed([*zip(chosen_by, masks)]): stage[chosen] = chosen_by[name] # the first stage counts
         stages.append(stage)
     return stages
 
@@ -122,16 +120,22 @@ settings = { # `warmup` in epochs; `source` says where they come from
     'cifar100-symmetric-50': _on_100,
     'cifar100n': _on_100}
 
-_published = dict(network='resnet18', network_options=None, epochs=600, batch_size=256, learning_rate=.05, schedule='cosine',
-    schedule_options=None, nesterov=False, weight_decay=5e-4, heads=2, warmup=10, confidence_penalty=False, rho='auto',
-    quotas='equal', tau=.99, tau_agree=None, pseudo_labels='own', agreement_epochs=250, agreement_cap=.9, ramp=50, beta=.1, beta_ramp=100, beta_after_ramp=0.,
-    alpha_o=.8, alpha_p=.8, temperature=.5, alpha=4., fmix=True, published_spectrum=False, marginal_momentum=.9999, share_mixes=False, scan_every=1, skip_unweighted=False)
-_lmnl = _published | dict(epochs=420, heads=1, confidence_penalty=True, agreement_epochs=150, alpha_o=0., alpha_p=0., marginal_momentum=1.)
-_fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule='triangle', nesterov=True, warmup=.08, agreement_epochs=.4,
-    ramp=.1, beta_ramp=.17, marginal_momentum='auto', share_mixes=True, scan_every=2, skip_unweighted=True)
-_small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.3, scan_every=1,
-    rho='seen', tau=.7, agreement_epochs=.6, agreement_cap=1., pseudo_labels='both', ramp=.3, beta=1., beta_ramp=.3, beta_after_ramp=1.)
-_medium = _small | dict(rho='median', warmup=.2, agreement_epochs=0, alpha=.5, fmix=False, beta=0., beta_after_ramp=0.)
+_published = dict(network='resnet18', network_options=None, epochs=600, batch_size=256, learning_rate=.05,
+    schedule='cosine', schedule_options=None, nesterov=False, weight_decay=5e-4, heads=2, warmup=10,
+    confidence_penalty=False, rho='auto', quotas='equal', tau=.99, tau_agree=None, pseudo_labels='own',
+    agreement_epochs=250, agreement_cap=.9, ramp=50, beta=.1, beta_ramp=100, beta_after_ramp=0., alpha_o=.8,
+    alpha_p=.8, temperature=.5, alpha=4., fmix=True, published_spectrum=False, marginal_momentum=.9999,
+    share_mixes=False, scan_every=1, skip_unweighted=False)
+_lmnl = _published | dict(epochs=420, heads=1, confidence_penalty=True, agreement_epochs=150, alpha_o=0., alpha_p=0.,
+    marginal_momentum=1.)
+_fast = _published | dict(network='auto', epochs=60, learning_rate=.08, schedule='triangle', nesterov=True,
+    warmup=.08, agreement_epochs=.4, ramp=.1, beta_ramp=.17, marginal_momentum='auto', share_mixes=True, scan_every=2,
+    skip_unweighted=True)
+_small = _fast | dict(epochs=25, batch_size=64, learning_rate=.05, schedule='cosine', nesterov=False, warmup=.3,
+    scan_every=1, rho='seen', tau=.7, agreement_epochs=.6, agreement_cap=1., pseudo_labels='both', ramp=.3, beta=1.,
+    beta_ramp=.3, beta_after_ramp=1.)
+_medium = _small | dict(rho='median', warmup=.2, agreement_epochs=0, alpha=.5, fmix=False, beta=0.,
+    beta_after_ramp=0.)
 recipes = dict(published=_published, lmnl=_lmnl, fast=_fast, small=_small, medium=_medium)
 
 # %% ../../nbs/27_methods.promix.ipynb #96c9020e
@@ -175,7 +179,8 @@ def warm_epoch(
         x, y, loss = images.weak(rows, s.order), codes[rows], 0.
         for network in pair:
             with autocast(images.device): z = network(x)
-            loss = loss + F.cross_entropy(z.float(), y) + (negative_entropy(z.float()).mean() if o.confidence_penalty else 0.)
+            penalty = negative_entropy(z.float()).mean() if o.confidence_penalty else 0.
+            loss = loss + F.cross_entropy(z.float(), y) + penalty
         step(s.optimizer, loss)
         total += loss.detach()
     return dict(loss=float(total)/(2*len(order)), images=2*len(codes))
@@ -191,7 +196,9 @@ def scan(
     logits = [evaluate(n, images) for n in pair]
     losses = [F.cross_entropy(z, codes, reduction='none').cpu().numpy() for z in logits]
     s.clean = max(s.clean, float((torch.stack(logits).argmax(2) == codes).double().mean()))
-    if o.rho == 'median': s.rho = float(np.median([.6, s.clean, np.mean([two_component(min_max(l)) > .5 for l in losses])]))
+    if o.rho == 'median':
+        right = np.mean([two_component(min_max(l)) > .5 for l in losses])
+        s.rho = float(np.median([.6, s.clean, right]))
     else: s.rho = advise_rho(s.clean, o.rho == 'auto') if isinstance(o.rho, str) else float(o.rho)
     quotas = class_quotas(y, logits[0].shape[1], s.rho, o.quotas == 'equal')
     s.base = torch.from_numpy(np.stack([small_loss(l, y, quotas) for l in losses])).to(codes.device)
@@ -226,7 +233,8 @@ def mixed_views(
     "Mixed images: one mixup and one FMix for all heads, or for each its own"
     for i in range(1 if o.share_mixes else o.heads):
         head = slice(None) if o.share_mixes else slice(i, i + 1)
-        for mixed, targets in (mixup(x, t, g, o.alpha), *([fmix(x, t, g, quirk=o.published_spectrum)] if o.fmix else [])):
+        for mixed, targets in (mixup(x, t, g, o.alpha),
+                *([fmix(x, t, g, quirk=o.published_spectrum)] if o.fmix else [])):
             yield head_logits(network, mixed.contiguous(memory_format=torch.channels_last), o.heads)[head], targets
 
 def network_loss(
@@ -257,7 +265,7 @@ def network_loss(
         of_weak, of_strong = (soft_cross_entropy(logits, q).mean() for logits in shifted)
         loss = loss + now.beta*(of_weak + now.w*of_strong)
     p = z.softmax(1)
-    s.marginals[k] = torch.stack([follow(m, p[rows], now.memory) for m, rows in ((reliable, known), (unreliable, rest))])
+    s.marginals[k] = torch.stack([follow(reliable, p[known], now.memory), follow(unreliable, p[rest], now.memory)])
     return loss
 
 # %% ../../nbs/27_methods.promix.ipynb #c9a4f823
@@ -303,38 +311,38 @@ class ProMix(ImageMethod):
     "Two networks that choose as many right labels as they can (Xiao et al. 2023)"
     recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 5,000 images, 'medium' for fewer than 20,000, else 'fast'
     setting: str|None = None # a row of `settings`
-    network: str|None = None # None for the recipe's, and so for all that follow
-    epochs: int|None = None
-    batch_size: int|None = None
-    learning_rate: float|None = None
-    schedule: str|None = None
+    network: str = None # None for the recipe's, and so for all that follow
+    epochs: int = None
+    batch_size: int = None
+    learning_rate: float = None
+    schedule: str = None
     schedule_options: dict|None = None # more arguments of `training.Schedule`
-    nesterov: bool|None = None
-    weight_decay: float|None = None
-    heads: int|None = option(None, fits=lambda v: v in (1, 2), give='1 or 2') # 2, or 1 for the form without pseudo head
-    warmup: float|None = option(None) # epochs, or a share of the run
-    confidence_penalty: bool|None = None # on sure predictions in the warm-up
-    rho: float|str|None = option(None, high=1, free=('auto', 'seen', 'median')) # chosen by loss; 'auto', 'seen' and 'median' as above
-    quotas: str|None = option(None, choices=('equal', 'size')) # 'equal' for each class, or by its 'size'
-    tau: float|None = option(None) # confidence above which labels are chosen
+    nesterov: bool = None
+    weight_decay: float = None
+    heads: int = option(None, fits=lambda v: v in (1, 2), give='1 or 2') # 2, or 1 for the form without pseudo head
+    warmup: float = option(None) # epochs, or a share of the run
+    confidence_penalty: bool = None # on sure predictions in the warm-up
+    rho: float|str = option(None, high=1, free=('auto', 'seen', 'median')) # share chosen by loss
+    quotas: str = option(None, choices=('equal', 'size')) # 'equal' for each class, or by its 'size'
+    tau: float = option(None) # confidence above which labels are chosen
     tau_agree: float|None = option(None, free=(None,)) # confidence above which guesses are; None for tau
-    pseudo_labels: str|None = option(None, choices=('own', 'both')) # new labels from each network's 'own' prediction, or from the mean of 'both'
-    agreement_epochs: float|None = option(None) # last epochs, or share of the run, in which agreement counts
-    agreement_cap: float|None = option(None, high=1) # share of a batch up to which agreement adds examples
-    ramp: float|None = option(None) # epochs, or share of the run, in which w rises to 1
-    beta: float|None = option(None) # largest weight of what is not chosen
-    beta_ramp: float|None = option(None) # epochs, or share of the run, in which it is reached
-    beta_after_ramp: float|None = option(None) # the weight afterwards
-    alpha_o: float|None = option(None) # strength of the shift in losses
-    alpha_p: float|None = option(None) # and in guesses
-    temperature: float|None = option(None, above=True) # of guesses for what is not chosen
-    alpha: float|None = option(None, above=True) # of mixup
-    fmix: bool|None = None # FMix beside mixup
-    published_spectrum: bool|None = None # the spectrum of the published FMix
-    marginal_momentum: float|str|None = option(None, high=1, free=('auto',)) # of the marginals, for each step; 'auto': half is forgotten in 6 % of the run
-    share_mixes: bool|None = None # one mixup and one FMix for both heads
-    scan_every: int|None = option(None, low=1, whole=True) # epochs between two choices by loss
-    skip_unweighted: bool|None = None # no strong views of examples that have no weight
+    pseudo_labels: str = option(None, choices=('own', 'both')) # whose prediction becomes a label
+    agreement_epochs: float = option(None) # last epochs, or share of the run, in which agreement counts
+    agreement_cap: float = option(None, high=1) # share of a batch up to which agreement adds examples
+    ramp: float = option(None) # epochs, or share of the run, in which w rises to 1
+    beta: float = option(None) # largest weight of what is not chosen
+    beta_ramp: float = option(None) # epochs, or share of the run, in which it is reached
+    beta_after_ramp: float = option(None) # the weight afterwards
+    alpha_o: float = option(None) # strength of the shift in losses
+    alpha_p: float = option(None) # and in guesses
+    temperature: float = option(None, above=True) # of guesses for what is not chosen
+    alpha: float = option(None, above=True) # of mixup
+    fmix: bool = None # FMix beside mixup
+    published_spectrum: bool = None # the spectrum of the published FMix
+    marginal_momentum: float|str = option(None, high=1, free=('auto',)) # 'auto': half is forgotten in 6 % of the run
+    share_mixes: bool = None # one mixup and one FMix for both heads
+    scan_every: int = option(None, low=1, whole=True) # epochs between two choices by loss
+    skip_unweighted: bool = None # no strong views of examples that have no weight
 
     recipes, settings, fixed = recipes, settings, dict(lmnl=('alpha_o', 'alpha_p'))
     renamed = dict(cap='agreement_cap', agree='agreement_epochs', penalty='confidence_penalty', regions='fmix',
@@ -360,7 +368,8 @@ class ProMix(ImageMethod):
         s.networks = [self._network('both')]
         second = lambda late: [p for name, p in s.networks[0].named_parameters() if ('pseudo_head' in name) == late]
         parts = [dict(params=p) for p in (second(False), second(True)) if p] # the second heads start later
-        s.optimizer = torch.optim.SGD(parts, o.learning_rate, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True)
+        s.optimizer = torch.optim.SGD(parts, o.learning_rate, o.momentum, weight_decay=o.weight_decay,
+            nesterov=o.nesterov, fused=True)
         s.order, s.generators = self._generator('order'), [self._generator(f'network {k}') for k in 'AB']
         s.marginals = torch.full((2, 2, C), 1/C, dtype=torch.float64, device=device) # of each network: chosen, rest
         s.base = torch.zeros(2, n, dtype=torch.bool, device=device)
@@ -380,11 +389,12 @@ class ProMix(ImageMethod):
         return dict(kind='select', clean_rate=s.clean, rho=s.rho) | row
 
     def _stage(self, epoch, epochs):
-        o, n = self.options_, len(self._codes)
-        half = max(1, .06*epochs*(n//o.batch_size)) # steps in which half is forgotten
-        beta = rest_weight(epoch, in_epochs(o.beta_ramp, epochs), o.beta, o.beta_after_ramp, o.alpha_p) if o.heads == 2 else 0.
-        return Stage(w=ramp(epoch, length=in_epochs(o.ramp, epochs)), beta=beta,
-            cap=o.agreement_cap if epoch > epochs - in_epochs(o.agreement_epochs, epochs) else None, memory=.5**(1/half) if o.marginal_momentum == 'auto' else o.marginal_momentum)
+        o, steps = self.options_, len(self._codes)//self.options_.batch_size
+        beta_ramp, memory, cap = in_epochs(o.beta_ramp, epochs), o.marginal_momentum, o.agreement_cap
+        if memory == 'auto': memory = .5**(1/max(1, .06*epochs*steps)) # half is forgotten in 6 % of the run
+        if epoch <= epochs - in_epochs(o.agreement_epochs, epochs): cap = None
+        beta = rest_weight(epoch, beta_ramp, o.beta, o.beta_after_ramp, o.alpha_p) if o.heads == 2 else 0.
+        return Stage(ramp(epoch, length=in_epochs(o.ramp, epochs)), beta, cap, memory)
 
     def _finish(self):
         s = self._state

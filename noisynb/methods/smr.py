@@ -17,7 +17,8 @@ recipes = _smr | dict(
     published=_smr['published'] | dict(batch_size=128),
     webvision50=_smr['webvision50'] | dict(epochs=120, schedule_options=dict(at=(1/3, 2/3))),
     animal10n=_smr['published'] | dict(network='vgg19-bn', epochs=200, batch_size=128, learning_rate=.01,
-        schedule_options=dict(at=(.7,), factor=.01), weight_decay=1e-3, warmup=30, recalibrate=15, lambda_u=0., skip_unweighted=True))
+        schedule_options=dict(at=(.7,), factor=.01), weight_decay=1e-3, warmup=30, recalibrate=15, lambda_u=0.,
+        skip_unweighted=True))
 
 @dataclass(eq=False, repr=False)
 class SMR(DivideMix):

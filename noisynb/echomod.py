@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .core import NoisynbError, check_options, fingerprint, option, pick_device
 from .core import processor_threads, torch_generator, track, unknown
 from .diffusion import UNet, signal_shares, travel
-from .early import EarlyNetwork, believe, check_set, cosine, neighbour_trust, separation
+from .early import EarlyNetwork, believe, check_set, cosine, neighbor_trust, separation
 from .networks import EMA
 from .store import Store, fill
 from .training import Schedule, State, autocast, batches, flip_option, image_set, paced, step, train
@@ -112,7 +112,7 @@ def _eights(widths): return len(widths) and all(w % 8 == 0 and w >= 8 for w in w
 @dataclass(eq=False, repr=False)
 class Diffusion(EchoMod):
     "A small class-conditional diffusion model, trained on the noisy set itself"
-    widths: str | tuple = option('auto', free=('auto',), fits=_eights, give='multiples of 8') # channels by size, from full to half
+    widths: str | tuple = option('auto', free=('auto',), fits=_eights, give='multiples of 8') # channels at each size
     blocks: int | None = option(None, low=1, whole=True, free=(None,)) # at each size; None for what suits the images
     verbose: bool = True # show progress
     checkpoint: str | None = None # file for the trained weights, to go on from and to load them from
@@ -146,7 +146,7 @@ class Diffusion(EchoMod):
         self.early_ = None
         if trust is None and self.boot:
             self.early_ = EarlyNetwork(random_state=self.random_state, device=self.device, threads=self.threads, flip=self.flip).fit(images, given, self.n_classes_)
-            trust = neighbour_trust(self.early_.features(images), given, self.early_.losses(images, given))
+            trust = neighbor_trust(self.early_.features(images), given, self.early_.losses(images, given))
         if trust is None: return np.ones(len(given), bool)
         return trust if trust.dtype == bool else believe(trust, given, self.n_classes_, self.boot or .5)
 

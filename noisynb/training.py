@@ -50,7 +50,7 @@ class ImageSet:
 
     def float(self, x):
         "Bytes as normalised float32, channels last in memory"
-        return augment.normalise(x, *self.statistics).contiguous(memory_format=torch.channels_last)
+        return augment.normalize(x, *self.statistics).contiguous(memory_format=torch.channels_last)
 
     def plain(self, rows=None):
         "The rows as they are, or their middle, normalised"

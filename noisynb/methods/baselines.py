@@ -79,14 +79,12 @@ def exchange(
     return float(total)/kept, kept
 
 # %% ../../nbs/23_methods.baselines.ipynb #8c1d7e42
-_forgotten = "the share of wrong labels, from 0 and below 1, or 'auto'"
-def _a_share(v): return v == 'auto' or isinstance(v, (int, float)) and 0 <= v < 1
-
 @dataclass(eq=False, repr=False)
 class CoTeaching(CrossEntropy):
     "Two networks, each of which picks from a batch the examples of small loss that the other learns from (Han et al. 2018)"
     n_networks: int = 2
-    forget_rate: float | str = option('auto', fits=_a_share, give=_forgotten) # in the end; 'auto': what looks wrong
+    forget_rate: float | str = option('auto', fits=lambda v: v == 'auto' or isinstance(v, (int, float)) and 0 <= v < 1,
+        give="the share of wrong labels, from 0 and below 1, or 'auto'") # of a batch, in the end; 'auto': what looks wrong
     ramp: float = option(.25, fits=lambda v: 0 <= v <= 1, give='a share of the run, from 0 to 1') # on the way to it
 
     def _check(self, o):

@@ -256,8 +256,8 @@ def _sides(w, right, rows, n):
 def _divide(s, o, k, losses, y, keep=True):
     "`divide` with the options, and the history of network k"
     history = s.histories[k] if keep else list(s.histories[k])
-    labels = y.cpu().numpy() if o.by_class else None
-    return divide(losses.cpu().numpy(), history, s.settled['p_threshold'], o.loss_epochs, o.loss_clip, labels)
+    return divide(losses.cpu().numpy(), history, s.settled['p_threshold'], o.loss_epochs, o.loss_clip,
+        y.cpu().numpy() if o.by_class else None)
 
 def _mean(rows):
     "One row of the history from those of two networks"
@@ -318,8 +318,9 @@ def mixmatch_epoch(
         value, terms = semi_supervised_loss(logits, targets, n, weight(b/(len(known)//size + 1)))
         step(optimizer, value)
         total, parts, seen = total + value.detach(), parts + terms, seen + len(mixed)
-    names = 'labelled_loss', 'unlabelled_loss', 'prior_gap'
-    return dict(loss=float(total)/len(steps), **dict(zip(names, (parts/len(steps)).tolist())), images=seen)
+    labelled, unlabelled, gap = (parts/len(steps)).tolist()
+    return dict(loss=float(total)/len(steps), labelled_loss=labelled, unlabelled_loss=unlabelled, prior_gap=gap,
+        images=seen)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #d48f2a16
 def divided_epoch(
@@ -336,9 +337,9 @@ def divided_epoch(
     s.settled = s.settled or settle(o, [codes[r] for r in rows], predicted)
     sides = [_sides(*_divide(s, o, 1 - k, losses[k], codes[rows[k]]), rows[k], len(codes)) for k in (0, 1)]
     tables = predicted[::-1] if o.guess_mode == 'table' else None
-    row = _mean([mixmatch_epoch(s, o, images, codes, k, sides[k], tables, weight, rate) for k in (0, 1)])
     known = [known for _, known, _ in sides]
-    row |= dict(n_clean=sum(map(len, known))/2)
+    row = _mean([mixmatch_epoch(s, o, images, codes, k, sides[k], tables, weight, rate)
+        for k in (0, 1)]) | dict(n_clean=sum(map(len, known))/2)
     return row if o.subset else row | signs_of_failure(codes, predicted[::-1], known)
 
 # %% ../../nbs/25_methods.dividemix.ipynb #0199faad

@@ -114,9 +114,7 @@ def judge(
 
 # %% ../../nbs/21_methods.images.ipynb #0202603c
 _pixels = 'a side in pixels, or 0 for none'
-_path = 'the path of a file as text, so that the model can be saved with its options'
 def _side(v): return v is None or isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0
-def _text(v): return v is None or isinstance(v, str)
 
 @dataclass(eq=False, repr=False)
 class ImageMethod(NoisyLabelClassifier, ABC):
@@ -133,7 +131,8 @@ class ImageMethod(NoisyLabelClassifier, ABC):
     flip: bool | str = flip_option() # mirror images at random; 'auto': those in colour
     resize: int | None = option(None, fits=_side, give=_pixels) # side of images decoded from files
     crop: int | None = option(None, fits=_side, give=_pixels) # side that is seen: random windows, later the middle
-    checkpoint: str | None = option(None, fits=_text, give=_path) # file to go on from, and to keep up to date
+    checkpoint: str | None = option(None, fits=lambda v: v is None or isinstance(v, str),
+        give='the path of a file as text, so that the model can be saved with its options') # file to go on from, and to keep up to date
     random_state: int = 0 # of everything random
     device: str = 'auto' # 'auto', 'cpu' or 'cuda'
     threads: int = option(1, low=1, whole=True) # of the processor; their number decides the bits of the result
@@ -232,8 +231,8 @@ class ImageMethod(NoisyLabelClassifier, ABC):
     @contextmanager
     def _machine(self):
         "How the machine is set while it trains or predicts"
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
-        with processor_threads(self.threads), flags: yield
+        with (processor_threads(self.threads),
+                torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)): yield
 
     def _identity(self, X, codes):
         "What a checkpoint has to agree on, as text; by the names that options had first, so that old ones go on"

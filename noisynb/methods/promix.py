@@ -389,9 +389,9 @@ class ProMix(ImageMethod):
         return dict(kind='select', clean_rate=s.clean, rho=s.rho) | row
 
     def _stage(self, epoch, epochs):
-        o, steps = self.options_, len(self._codes)//self.options_.batch_size
+        o = self.options_
         beta_ramp, memory, cap = in_epochs(o.beta_ramp, epochs), o.marginal_momentum, o.agreement_cap
-        if memory == 'auto': memory = .5**(1/max(1, .06*epochs*steps)) # half is forgotten in 6 % of the run
+        if memory == 'auto': memory = .5**(1/max(1, .06*epochs*(len(self._codes)//o.batch_size)))
         if epoch <= epochs - in_epochs(o.agreement_epochs, epochs): cap = None
         beta = rest_weight(epoch, beta_ramp, o.beta, o.beta_after_ramp, o.alpha_p) if o.heads == 2 else 0.
         return Stage(ramp(epoch, length=in_epochs(o.ramp, epochs)), beta, cap, memory)

@@ -183,7 +183,7 @@ def rows_of_epoch(
     "What an epoch trains on"
     n = len(codes)
     if not 0 < subset < n: return torch.arange(n, device=codes.device)
-    order, C = torch.randperm(n, generator=generator, device=codes.device), int(codes.max()) + 1
+    order, C = torch.randperm(n, generator=generator, device=generator.device), int(codes.max()) + 1
     return torch.cat([order[codes[order] == c][:math.ceil(subset/C)] for c in range(C)])
 
 def plain_epoch(

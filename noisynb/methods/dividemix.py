@@ -237,6 +237,7 @@ def settle(
     asked = {k: float(o[k]) for k in ('lambda_u', 'p_threshold') if o[k] != 'auto'}
     return dict(noise=noise, spread=spread) | advise_options(noise, spread, predicted[0].shape[1]) | asked
 
+# %% ../../nbs/25_methods.dividemix.ipynb #5c538400
 def signs_of_failure(
     codes, # (n,) given labels
     proba, # predictions (n, n_classes) of each network
@@ -290,6 +291,7 @@ def epoch_targets(
     t = co_refine(codes[rows], w[rows], own, o.temperature), co_guess(*guesses, temperature=o.temperature)
     return torch.cat([t[0], t[0], t[1], t[1]])
 
+# %% ../../nbs/25_methods.dividemix.ipynb #a8897df4
 def mixmatch_epoch(
     s, # state
     o, # options

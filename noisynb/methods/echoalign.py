@@ -128,6 +128,7 @@ def once(
 
 def label_losses(logits, codes): return F.cross_entropy(logits, codes, reduction='none').cpu().numpy()
 
+# %% ../../nbs/28_methods.echoalign.ipynb #5c3aafc4
 def train_early(
     network, # that is to stop early
     o, # options
@@ -200,6 +201,7 @@ def make_echoes(
     with tempfile.TemporaryDirectory() as folder:
         return np.array(echo_cache(folder, mod, pixels, given, verbose=o.verbose))
 
+# %% ../../nbs/28_methods.echoalign.ipynb #27da7041
 def choose(
     s, # state: `score`, `threshold` and `kept` change
     o, # options

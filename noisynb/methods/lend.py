@@ -116,6 +116,7 @@ def dilute_batch(
     Z = dilute(B @ B.T, start, o.propagation, o.steps or None, o.anchor)
     _keep(s, o, (centred(Z, u) if o.center else Z)[:b], rows[:b], epoch)
 
+# %% ../../nbs/24_methods.lend.ipynb #b04250ea
 def dilute_all(
     s, # state: `table` changes
     o, # options

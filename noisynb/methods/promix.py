@@ -237,6 +237,7 @@ def mixed_views(
                 *([fmix(x, t, g, quirk=o.published_spectrum)] if o.fmix else [])):
             yield head_logits(network, mixed.contiguous(memory_format=torch.channels_last), o.heads)[head], targets
 
+# %% ../../nbs/27_methods.promix.ipynb #10fe3cce
 def network_loss(
     s, # state: the marginals of the network move on
     o, # options

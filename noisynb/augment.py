@@ -6,7 +6,7 @@
 __all__ = ['handed', 'operations', 'promix_ranges', 'published', 'crop', 'weak', 'flips', 'identity', 'invert', 'solarize',
            'posterize', 'autocontrast', 'equalize', 'grey', 'brightness', 'colour', 'contrast', 'sharpness', 'rotate',
            'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rand_augment', 'cut', 'cutout', 'strong', 'beta', 'mix',
-           'mixup', 'low_frequency', 'region', 'fmix', 'statistics', 'normalise']
+           'mixup', 'low_frequency', 'region', 'fmix', 'statistics', 'normalize']
 
 # %% ../nbs/10_augment.ipynb #e168e032
 from functools import wraps
@@ -389,15 +389,15 @@ def statistics(
     deviation = ((levels - mean[:, None]).square()*share).sum(1).sqrt()
     return tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.).tolist()) # a constant channel stays finite
 
-def normalise(
+def normalize(
     x, # (n, c, h, w) uint8
     mean:tuple, # of each channel, of values from 0 to 1
     deviation:tuple, # of each channel
     dtype:torch.dtype=torch.float32, # of the result
 ): # (n, c, h, w)
     "(x/255 - mean)/deviation"
-    _check(x, 'normalise')
-    if x.dtype != torch.uint8: raise NoisynbError(f'normalise got {x.dtype}; give uint8 images, and normalise once')
-    if not len(mean) == len(deviation) == x.shape[1]: raise NoisynbError(f'normalise got {len(mean)} means for {x.shape[1]} channels; take those of `statistics`')
+    _check(x, 'normalize')
+    if x.dtype != torch.uint8: raise NoisynbError(f'normalize got {x.dtype}; give uint8 images, and normalise once')
+    if not len(mean) == len(deviation) == x.shape[1]: raise NoisynbError(f'normalize got {len(mean)} means for {x.shape[1]} channels; take those of `statistics`')
     mean, deviation = (torch.tensor(s, dtype=torch.float32, device=x.device).view(-1, 1, 1) for s in (mean, deviation))
     return x.float().mul_(1/(255*deviation)).sub_(mean/deviation).to(dtype)

@@ -22,7 +22,7 @@ from .noise import Noisy, corrupt, long_tail, subsample
 from .metrics import classification, correction, label_errors
 from .embeddings import Embedded, check_name, embed, parse
 from .neighbors import NeighborGraph
-from .methods.base import NoisyLabelClassifier
+from .methods.base import NoisyLabelClassifier, renewed
 from .methods import make, method_class
 from .record import Result, pack, provenance
 from .published import published_for
@@ -149,7 +149,8 @@ class Config:
         "What a record was asked for"
         found = record.get('parameters') or _typed(record)
         if not isinstance(found, dict): raise NoisynbError('the parameters of the record are no table of names')
-        return cls(**{k: v for k, v in found.items() if k in defaults})
+        c = cls(**{k: v for k, v in found.items() if k in defaults})
+        return replace(c, options=renewed(method_class(c.method), c.options)) if c.options else c
 
 defaults = {f.name: f.default for f in fields(Config)}
 _telling = 'dataset', 'noise_type', 'noise_rate', 'seed' # what a command of a record always says

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['networks', 'Network', 'Trunk', 'conv3', 'conv1', 'PreActBlock', 'BasicBlock', 'ResNet', 'VGG19', 'SmallCNN',
-           'TimmNetwork', 'default_network', 'make_network', 'cost', 'EMA']
+           'TimmNetwork', 'default_network', 'make_network', 'architecture', 'build_network', 'cost', 'EMA']
 
 # %% ../nbs/08_networks.ipynb #3dac4bd4
 import copy, difflib, inspect
@@ -197,6 +197,32 @@ def make_network(
         if pseudo_head: network.pseudo_head = nn.Linear(network.head.in_features, n_classes)
     network.input_shape = in_channels, size, size
     return network
+
+# %% ../nbs/08_networks.ipynb #e1c95f60
+def architecture(
+    name:str, # one of `networks`; 'auto' for the one that suits images and device
+    shape, # (h, w, c) of the images
+    n_classes:int,
+    device='cpu',
+    options:dict|None=None, # of `make_network`
+    crop:int|None=None, # side of what the network sees of an image; None for all of it
+)->dict:
+    "What a network is made from, as numbers and text, so that the same can be made again"
+    size = crop or min(shape[:2])
+    if name == 'auto': name = default_network(size, shape[2], torch.device(device).type)
+    return dict(name=name, n_classes=n_classes, in_channels=shape[2], size=size, crop=crop, options=options or {})
+
+def build_network(
+    architecture:dict,
+    seed:int, # of the run
+    purpose:str, # as in `make_network`
+    device='cpu',
+)->Network: # channels last in memory
+    "A fresh network on the device"
+    a = architecture
+    network = make_network(a['name'], a['n_classes'], a['in_channels'], a['size'], seed, purpose,
+        **a.get('options', {}))
+    return network.to(device, memory_format=torch.channels_last)
 
 # %% ../nbs/08_networks.ipynb #952368c0
 def cost(

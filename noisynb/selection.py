@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['min_max', 'recent_mean', 'Mixture', 'fit_mixture', 'two_component', 'split', 'class_quotas', 'small_loss',
-           'matched_confidence', 'agreement']
+           'matched_confidence', 'agreement', 'ramp']
 
 # %% ../nbs/11_selection.ipynb #ed86ef1f
 import warnings
@@ -187,3 +187,12 @@ def agreement(
     candidates = ~chosen & (best == other.argmax(1)) & (a > threshold) & (b > threshold)
     rank = (-(a + b)*candidates).argsort(stable=True).argsort()
     return chosen | candidates & (rank < int(_exact(cap)*len(chosen)) - chosen.sum())
+
+# %% ../nbs/11_selection.ipynb #68e4b10d
+def ramp(
+    time:float, # in epochs; fractions count
+    start:float=0, # epoch at which it begins
+    length:float=16, # epochs from 0 to 1; 0 for a jump
+)->float:
+    "Share of the full weight, from 0 to 1"
+    return min(max((time - start)/length, 0.), 1.) if length else float(time >= start)

@@ -285,10 +285,10 @@ def test_normalise_is_that_of_torchvision():
     from torchvision import transforms as T
     x, (mean, deviation) = draw((5, 3, 32, 32), 6), A.published['cifar10']
     expected = torch.stack([T.Compose([T.ToTensor(), T.Normalize(mean, deviation)])(i) for i in to_pil(x)])
-    assert torch.allclose(A.normalise(x, mean, deviation), expected, atol=2e-6)
-    assert A.normalise(x, mean, deviation, torch.bfloat16).dtype == torch.bfloat16
+    assert torch.allclose(A.normalize(x, mean, deviation), expected, atol=2e-6)
+    assert A.normalize(x, mean, deviation, torch.bfloat16).dtype == torch.bfloat16
     last = x.to(memory_format=torch.channels_last)
-    assert A.normalise(last, mean, deviation).is_contiguous(memory_format=torch.channels_last)
+    assert A.normalize(last, mean, deviation).is_contiguous(memory_format=torch.channels_last)
 
 @quick
 @given(images)
@@ -298,7 +298,7 @@ def test_statistics(x):
     assert mean == pytest.approx(values.mean((0, 2, 3)), abs=1e-9)
     spread = values.std((0, 2, 3))
     assert deviation == pytest.approx(np.where(spread > 1e-9, spread, 1), abs=1e-6)
-    assert A.normalise(x, mean, deviation).isfinite().all()
+    assert A.normalize(x, mean, deviation).isfinite().all()
 
 def test_published_statistics():
     x = draw((2, 3, 4, 4), 0)
@@ -320,6 +320,6 @@ x = draw((2, 3, 8, 8), 0)
     (lambda g: A.rand_augment(x, g, ranges={'rotat': (0, 1)}), "did you mean 'rotate'"), (lambda g: A.cutout(x.float(), g), 'float32'),
     (lambda g: A.mixup(x, torch.eye(2), g), 'uint8'), (lambda g: A.mixup(x.float(), torch.arange(2), g), 'int64'), (lambda g: A.mixup(x.float(), torch.eye(2), g, alpha=0), 'alpha is 0'),
     (lambda g: A.fmix(x, torch.arange(2), g), 'int64'), (lambda g: A.low_frequency((8, 8), None), 'give a torch.Generator'), (lambda g: A.beta(1., 3), 'give a torch.Generator'),
-    (lambda g: A.normalise(x.float(), (0,)*3, (1,)*3), 'float32'), (lambda g: A.normalise(x, (0,), (1,)), '1 means for 3 channels'), (lambda g: A.statistics(x[:0]), 'at least one')])
+    (lambda g: A.normalize(x.float(), (0,)*3, (1,)*3), 'float32'), (lambda g: A.normalize(x, (0,), (1,)), '1 means for 3 channels'), (lambda g: A.statistics(x[:0]), 'at least one')])
 def test_mistakes(wrong, words):
     with pytest.raises(NoisynbError, match=words): wrong(torch_generator(0, 'mistakes'))

@@ -15,7 +15,7 @@ from noisynb.augment import mix, mixup
 from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import dividemix as module, make, methods
 from noisynb.methods.base import load
-from noisynb.methods.dividemix import (DivideMix, advise, co_guess, co_refine, divide, epoch_kind, mixup_loss, negative_entropy,
+from noisynb.methods.dividemix import (DivideMix, advise_options, co_guess, co_refine, divide, epoch_kind, mixup_loss, negative_entropy,
                                        noise_seen, prior_gap, ramp, recipes, semi_supervised_loss, settings as table, sharpen)
 from noisynb.methods.smr import SMR
 from noisynb.selection import min_max, split, two_component
@@ -152,9 +152,8 @@ def test_losses_are_finite_where_probabilities_vanish():
 def test_prior():
     log_p = x_logits.log_softmax(1)
     share = log_p.exp().mean(0)
-    near(prior_gap(log_p, share), 0.)
     near(prior_gap(log_p), float(sum(1/3*math.log(1/3/s) for s in share.tolist())))
-    assert prior_gap(log_p, tensor([.5, .5, 0])).isfinite()
+    near(prior_gap(torch.full((2, 3), 1/3, dtype=torch.float64).log()), 0.)
 
 def test_loss_of_labelled_rows_alone():
     "Where the unlabelled rows have no weight they can be left out"
@@ -182,15 +181,15 @@ def test_spread_tells_pair_from_symmetric_noise(seed):
     symmetric, pair = ((true + wrong*rng.integers(1, C, 3000)) % C, (true + wrong) % C)
     seen = [noise_seen(y, np.eye(C)[true]) for y in (symmetric, pair)]
     assert seen[0][1] > .9 and seen[1][1] == 0
-    assert [advise(*s, C)['lambda_u'] for s in seen] == [10, 0]
+    assert [advise_options(*s, C)['lambda_u'] for s in seen] == [10, 0]
 
 @pytest.mark.parametrize('name, C, rate, spread', [('cifar10-symmetric-20', 10, .18, 1), ('cifar10-symmetric-50', 10, .45, 1), ('cifar10-symmetric-80', 10, .72, 1), ('cifar10-symmetric-90', 10, .81, 1),
     ('cifar10-asymmetric-40', 10, .2, 0), ('cifar100-symmetric-50', 100, .495, 1), ('cifar100-symmetric-90', 100, .891, 1)])
 def test_advice_and_the_table_agree_where_lambda_is_zero_and_on_the_threshold(name, C, rate, spread):
-    _, weight, threshold, *_ = table[name]
-    advice = advise(rate, spread, C)
+    weight, threshold = table[name]['lambda_u'], table[name]['p_threshold']
+    advice = advise_options(rate, spread, C)
     assert (advice['lambda_u'] > 0) == (weight > 0) and advice['lambda_u'] <= weight and advice['p_threshold'] == threshold
-    assert advise(rate, .1, C)['lambda_u'] == 0 and advise(.1, spread, C)['lambda_u'] == 0
+    assert advise_options(rate, .1, C)['lambda_u'] == 0 and advise_options(.1, spread, C)['lambda_u'] == 0
 
 
 # the methods
@@ -201,13 +200,10 @@ def small(cls=DivideMix, **options):
 class Bench(Untrained, DivideMix): pass
 
 def bench(X, y, **options):
-    options = dict(warmup=1) | options
-    model = small(Bench, **options)
-    chosen = model._options(len(X))
-    model.fit(X, y)
-    vars(model).update(chosen | model.kept)
-    model._state.settled = dict(lambda_u=5., p_threshold=.5)
-    return model
+    "State, options, images and codes of a method before its first epoch"
+    parts = small(Bench, **dict(warmup=1) | options).fit(X, y).parts
+    parts[0].settled = dict(lambda_u=5., p_threshold=.5)
+    return parts
 
 def weights(network): return {k: v.clone() for k, v in network.state_dict().items()}
 
@@ -215,16 +211,16 @@ def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
 rate = Rate(Schedule(.02, 'constant'), 0., .1, 10)
 
-def one_epoch(model, k, mask):
-    w = torch.linspace(.2, 1, len(mask))
-    return model._train(k, w, mask.nonzero()[:, 0], (~mask).nonzero()[:, 0], None, lambda done: 2.5, rate)
+def one_epoch(parts, k, mask):
+    sides = torch.linspace(.2, 1, len(mask)), mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+    return module.mixmatch_epoch(*parts, k, sides, None, lambda done: 2.5, rate)
 
 def test_the_peer_does_not_change():
     X, y, _ = stripes()
-    model, mask = bench(X, y, recipe='published'), torch.arange(48) % 3 > 0
-    before = [weights(n) for n in model._state.networks]
-    one_epoch(model, 0, mask)
-    after = [weights(n) for n in model._state.networks]
+    parts, mask = bench(X, y, recipe='published'), torch.arange(48) % 3 > 0
+    before = [weights(n) for n in parts[0].networks]
+    one_epoch(parts, 0, mask)
+    after = [weights(n) for n in parts[0].networks]
     assert same(before[1], after[1]) and not same(before[0], after[0])
     assert after[0]['trunk.1.num_batches_tracked'] == 5*4 # guessing in training mode moves the statistics: four views and the mixed batch, four steps
 
@@ -232,32 +228,32 @@ def test_networks_and_splits_swapped():
     X, y, _ = stripes()
     mask = torch.arange(48) % 3 > 0
     a, b = bench(X, y, recipe='published'), bench(X, y, recipe='published')
-    for name in ('networks', 'optimisers', 'generators'): getattr(b._state, name).reverse()
+    for name in ('networks', 'optimizers', 'generators'): getattr(b[0], name).reverse()
     rows = one_epoch(a, 0, mask), one_epoch(b, 1, mask)
-    assert rows[0] == rows[1] and same(weights(a._state.networks[0]), weights(b._state.networks[1]))
+    assert rows[0] == rows[1] and same(weights(a[0].networks[0]), weights(b[0].networks[1]))
 
 def test_each_network_gets_the_split_of_the_other(monkeypatch):
     X, y, _ = stripes()
-    model, got = bench(X, y, recipe='published', last=2), {}
+    parts, got = bench(X, y, recipe='published', loss_epochs=2), {}
     losses = [torch.linspace(0, 1, 48)**2, torch.linspace(1, 0, 48)**3] # of network A and of network B
-    monkeypatch.setattr(model, '_look', lambda k, rows: (losses[k], torch.full((48, 3), 1/3)))
-    monkeypatch.setattr(model, '_train', lambda k, w, known, rest, *more: got.update({k: (w, known, rest)}) or dict(loss=0., images=1))
-    for _ in range(3): row = model._divided(rate, lambda done: 0.)
+    monkeypatch.setattr(module, 'losses_and_proba', lambda *a: (losses[a[4]], torch.full((48, 3), 1/3)))
+    monkeypatch.setattr(module, 'mixmatch_epoch', lambda *a: got.update({a[4]: a[5]}) or dict(loss=0., images=1))
+    for _ in range(3): row = module.divided_epoch(*parts, lambda done: 0., rate)
     for k in (0, 1):
         w, right = divide(losses[1 - k].numpy(), [])
         assert got[k][0].tolist() == pytest.approx(w, abs=1e-6)
         assert got[k][1].tolist() == right.nonzero()[0].tolist() and sorted([*got[k][1].tolist(), *got[k][2].tolist()]) == list(range(48))
-    assert [len(h) for h in model._state.histories] == [2, 2] and row['n_clean'] == (len(got[0][1]) + len(got[1][1]))/2
+    assert [len(h) for h in parts[0].histories] == [2, 2] and row['n_clean'] == (len(got[0][1]) + len(got[1][1]))/2
     assert got[0][1].tolist() != got[1][1].tolist()
 
 @pytest.mark.parametrize('right, wrong, size', [(30, 18, 8), (33, 3, 8), (2, 46, 8), (46, 2, 64), (16, 16, 16)])
 def test_steps_and_rows_of_an_epoch(monkeypatch, right, wrong, size):
     "As many steps as labelled batches; fewer unlabelled ones than a batch come round again"
     X, y, _ = stripes(right + wrong)
-    model, seen = bench(X, y, recipe='published', batch_size=size), []
+    parts, seen = bench(X, y, recipe='published', batch_size=size), []
     real = module.semi_supervised_loss
     monkeypatch.setattr(module, 'semi_supervised_loss', lambda logits, t, n, *rest: seen.append((len(logits), n)) or real(logits, t, n, *rest))
-    one_epoch(model, 0, torch.arange(right + wrong) < right)
+    one_epoch(parts, 0, torch.arange(right + wrong) < right)
     assert len(seen) == math.ceil(right/size)
     assert [n for _, n in seen] == [2*min(size, right - i*size) for i in range(len(seen))]
     assert all(n < rows <= n + 2*size for rows, n in seen)
@@ -265,7 +261,8 @@ def test_steps_and_rows_of_an_epoch(monkeypatch, right, wrong, size):
 def test_a_step_against_a_plain_rebuild(monkeypatch):
     "One epoch in published mode, written once more without the module's parts, from the same views, shares and orders"
     X, y, _ = stripes()
-    model, mask, steps = bench(X, y, recipe='published', weight_decay=5e-4), torch.arange(48) % 3 > 0, []
+    parts, mask, steps = bench(X, y, recipe='published', weight_decay=5e-4), torch.arange(48) % 3 > 0, []
+    s, _, images, codes = parts
     real_views, real_mixup = augment.weak, module.mixup
     def views(*a): steps.append([real_views(*a)]); return steps[-1][0]
     def mixing(x, t, g, alpha):
@@ -277,20 +274,20 @@ def test_a_step_against_a_plain_rebuild(monkeypatch):
     monkeypatch.setattr(augment, 'weak', views)
     monkeypatch.setattr(module, 'mixup', mixing)
     import copy
-    net, peer = (copy.deepcopy(n) for n in model._state.networks)
+    net, peer = (copy.deepcopy(n) for n in s.networks)
     real_batches, rows = module.batches, []
     monkeypatch.setattr(module, 'batches', lambda *a, **k: rows.append(real_batches(*a, **k)) or rows[-1])
-    one_epoch(model, 0, mask)
+    one_epoch(parts, 0, mask)
     labelled, unlabelled = rows[0], [b for found in rows[1:] for b in found]
     w, velocity = torch.linspace(.2, 1, 48), {}
     for (pixels, mixing), x_rows, u_rows in zip(steps, labelled, unlabelled):
-        v, b, u = model._set.float(pixels), len(x_rows), len(u_rows)
+        v, b, u = images.float(pixels), len(x_rows), len(u_rows)
         x1, x2, u1, u2 = v[:b], v[b:2*b], v[2*b:2*b + u], v[2*b + u:]
         net.train(), peer.eval()
         with torch.no_grad():
             q_u = (net(u1).softmax(1) + net(u2).softmax(1) + peer(u1).softmax(1) + peer(u2).softmax(1))/4
             q_x = (net(x1).softmax(1) + net(x2).softmax(1))/2
-            q_x = w[x_rows, None]*torch.eye(3)[model._codes[x_rows]] + (1 - w[x_rows, None])*q_x
+            q_x = w[x_rows, None]*torch.eye(3)[codes[x_rows]] + (1 - w[x_rows, None])*q_x
             t_x, t_u = (q**2/(q**2).sum(1, keepdim=True) for q in (q_x, q_u))
             t = mixing @ torch.cat([t_x, t_x, t_u, t_u])
             x = (mixing @ v.flatten(1)).view_as(v)
@@ -304,11 +301,11 @@ def test_a_step_against_a_plain_rebuild(monkeypatch):
             velocity[name] = g if name not in velocity else .9*velocity[name] + g
             with torch.no_grad(): q -= .02*velocity[name]
     assert len(steps) == 4
-    for (name, ours), theirs in zip(weights(model._state.networks[0]).items(), weights(net).values()):
+    for (name, ours), theirs in zip(weights(s.networks[0]).items(), weights(net).values()):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 @pytest.mark.parametrize('cls', [DivideMix, SMR])
-@pytest.mark.parametrize('options', [{}, dict(recipe='published', warmup=1, ramp=2), dict(guess='eval', lambda_u=10, warmup_loss='penalty'), dict(last=5, guard=True, prior='labels', full_batches=True)])
+@pytest.mark.parametrize('options', [{}, dict(recipe='published', warmup=1, ramp=2), dict(guess_mode='eval', lambda_u=10, warmup_loss='penalty'), dict(loss_epochs=5, drop_last=True)])
 def test_contract(cls, options, tmp_path):
     X, y, _ = stripes()
     model = small(cls, **options)
@@ -344,7 +341,7 @@ def test_same_seed_same_bits_and_nothing_global():
 @pytest.mark.parametrize('cls, stop', [(DivideMix, 1), (DivideMix, 3), (SMR, 3)])
 def test_going_on_after_a_stop(cls, stop, tmp_path):
     "Everything that training changes is in the checkpoint: same history, same weights as without the stop"
-    gone_on(partial(small, cls, epochs=6, last=3, recalibrate=3), stop, str(tmp_path/'run'))
+    gone_on(partial(small, cls, epochs=6, loss_epochs=3, recalibrate=3), stop, str(tmp_path/'run'))
 
 def test_clean_labels_never_go_in():
     "What is learnt depends on images and given labels alone, and strings will do"
@@ -364,12 +361,11 @@ def test_ends_of_the_range(n, C, wrong):
 
 def test_signs_of_failure():
     X, y, _ = stripes()
-    model = bench(X, y)
-    proba = [torch.eye(3)[torch.where(model._codes == 2, 1, model._codes)], torch.eye(3)[model._codes]] # one network never says 2
-    rows = torch.arange(48)
-    lost = model._signs([proba[0], proba[0]], [rows, rows[model._codes == 0]])
-    assert lost['least_predicted'] == 0 and lost['purity_proxy'] == pytest.approx((float((model._codes != 2).float().mean()) + 1)/2)
-    assert model._signs([proba[1], proba[1]], [rows, rows]) == dict(purity_proxy=1., least_predicted=1.)
+    codes, rows = torch.from_numpy(y), torch.arange(48)
+    proba = [torch.eye(3)[torch.where(codes == 2, 1, codes)], torch.eye(3)[codes]] # one network never says 2
+    lost = module.signs_of_failure(codes, [proba[0], proba[0]], [rows, rows[codes == 0]])
+    assert lost['least_predicted'] == 0 and lost['purity_proxy'] == pytest.approx((float((codes != 2).float().mean()) + 1)/2)
+    assert module.signs_of_failure(codes, [proba[1], proba[1]], [rows, rows]) == dict(purity_proxy=1., least_predicted=1.)
 
 def test_equal_losses_fill_the_empty_side():
     "Traps: all losses equal is no error, and a side without examples gets some"
@@ -378,15 +374,9 @@ def test_equal_losses_fill_the_empty_side():
 
 def test_a_loss_that_is_no_number_is_an_error():
     X, y, _ = stripes()
-    model = bench(X, y)
-    model._codes = torch.from_numpy(y)
-    with torch.no_grad(): model._state.networks[1].head.bias[0] = math.nan
-    with pytest.raises(NoisynbError, match='losses.* is nan'): model._divided(rate, lambda done: 0.)
-
-def test_guard_against_huge_losses():
-    rng = np.random.default_rng(0)
-    losses = np.r_[np.linspace(0, .6, 100), rng.normal(.6, .02, 200), .9]
-    assert divide(losses, [])[0][-1] > .99 and divide(losses, [], guard=True)[0][-1] == 0
+    parts = bench(X, y)
+    with torch.no_grad(): parts[0].networks[1].head.bias[0] = math.nan
+    with pytest.raises(NoisynbError, match='losses.* is nan'): module.divided_epoch(*parts, lambda done: 0., rate)
 
 def test_a_class_of_large_losses_keeps_its_right_labels():
     "Each class by itself, against scikit-learn's mixture of that class; a class of few examples goes with all"
@@ -406,7 +396,7 @@ def test_a_class_of_large_losses_keeps_its_right_labels():
 def test_by_class_is_what_the_method_does(monkeypatch):
     X, y, _ = stripes()
     real, seen = module.divide, []
-    monkeypatch.setattr(module, 'divide', lambda *args: seen.append(args[6]) or real(*args))
+    monkeypatch.setattr(module, 'divide', lambda *args: seen.append(args[5]) or real(*args))
     small(by_class=True).fit(X, y)
     assert seen and all((codes == y).all() for codes in seen)
     seen.clear()
@@ -419,15 +409,15 @@ def test_lean_epochs_leave_unlabelled_rows_out(monkeypatch):
     monkeypatch.setattr(module, 'semi_supervised_loss', lambda logits, t, n, *rest: seen.append(len(logits) - n) or real(logits, t, n, *rest))
     small(lambda_u=0.).fit(X, y)
     assert seen and not any(seen)
-    small(lambda_u=0., lean=False).fit(X, y)
+    small(lambda_u=0., skip_unweighted=False).fit(X, y)
     assert seen[-1]
 
 def test_subset_is_even():
     X, y, _ = stripes(60)
     y = np.r_[np.zeros(40, int), np.ones(15, int), np.full(5, 2)]
-    model = bench(X, y, guess='eval', subset=30)
-    assert np.bincount(y[model._rows(model._state.generators[0])]).tolist() == [10, 10, 5]
-    assert small(guess='eval', subset=30).fit(X, y).label_quality_.shape == (60,)
+    rows = module.rows_of_epoch(torch.from_numpy(y), torch_generator(0, 'rows'), 30)
+    assert np.bincount(y[rows]).tolist() == [10, 10, 5]
+    assert small(guess_mode='eval', subset=30).fit(X, y).label_quality_.shape == (60,)
 
 def test_smr_kinds_of_epochs():
     X, y, _ = stripes()
@@ -438,17 +428,17 @@ def test_smr_kinds_of_epochs():
 
 def test_options():
     model = small(setting='cifar10-symmetric-90', recipe='published', epochs=None, batch_size=None)
-    options = model._options(100)
+    options = model._resolve(100)
     assert (options['epochs'], options['batch_size'], options['warmup'], options['lambda_u'], options['p_threshold']) == (300, 64, 10, 50., .6)
-    assert [DivideMix()._options(n)['recipe'] for n in (4_999, 5_000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
-    assert options['last'] == 5 and DivideMix(setting='cifar100-asymmetric-40')._options(100)['warmup_loss'] == 'penalty' and SMR(setting='cifar100-asymmetric-40')._options(100)['warmup_loss'] == 'mixup'
-    assert SMR(recipe='published')._options(10)['batch_size'] == 128 and SMR(recipe='published')._options(10)['recalibrate'] == 30
+    assert [DivideMix()._resolve(n)['recipe'] for n in (4_999, 5_000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
+    assert options['loss_epochs'] == 5 and DivideMix(setting='cifar100-asymmetric-40')._resolve(100)['warmup_loss'] == 'penalty' and SMR(setting='cifar100-asymmetric-40')._resolve(100)['warmup_loss'] == 'mixup'
+    assert SMR(recipe='published')._resolve(10)['batch_size'] == 128 and SMR(recipe='published')._resolve(10)['recalibrate'] == 30
     assert all(set(r) == set(recipes['published']) for r in [*recipes.values(), *SMR.recipes.values()])
     assert {'dividemix', 'smr'} <= set(methods) and isinstance(make('smr', recipe='fast'), SMR)
 
-@pytest.mark.parametrize('wrong, message', [(dict(recipe='smal'), "did you mean 'small'"), (dict(setting='cifar10'), 'no setting'), (dict(guess='often'), 'no guess'), (dict(warmup_loss='mix'), 'no warmup_loss'),
+@pytest.mark.parametrize('wrong, message', [(dict(recipe='smal'), "did you mean 'small'"), (dict(setting='cifar10'), 'no setting'), (dict(guess_mode='often'), 'no guess_mode'), (dict(warmup_loss='mix'), 'no warmup_loss'),
     (dict(lambda_u=-1), 'lambda_u is -1'), (dict(p_threshold='much'), 'p_threshold'), (dict(warmup=4), 'of which 4 are warm-up'), (dict(subset=10), 'subset'), (dict(warmup=-.1), 'warmup is'), (dict(temperature=0), 'temperature is 0'),
-    (dict(alpha=0), 'alpha is 0'), (dict(last='auto'), "last is 'auto'"), (dict(last=1.5), 'last is 1.5'), (dict(schedule_options=dict(warmpu=.1)), "did you mean 'warmup'")])
+    (dict(alpha=0), 'alpha is 0'), (dict(loss_epochs='auto'), "loss_epochs is 'auto'"), (dict(loss_epochs=1.5), 'loss_epochs is 1.5'), (dict(schedule_options=dict(warmpu=.1)), "did you mean 'warmup'")])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)
@@ -485,22 +475,3 @@ def test_recipes_of_large_sets_on_a_folder(tmp_path, cls, recipe, options):
 
 @pytest.mark.parametrize('recipe, sides', [('clothing1m', (256, 224)), ('webvision50', (320, 299)), ('published', (0, 0))])
 def test_sides_of_large_photographs(recipe, sides): assert all((r[recipe]['resize'], r[recipe]['crop']) == sides for r in (DivideMix.recipes, SMR.recipes))
-
-@pytest.mark.parametrize('guess', ['train', 'table'])
-def test_the_running_mean_of_weights_sorts_and_answers(guess, tmp_path):
-    "And comes back bit by bit after a stop"
-    from noisynb.methods.base import load
-    X, y = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8), np.arange(40) % 2
-    fit = lambda ema, **more: DivideMix(recipe='small', epochs=4, batch_size=8, network_options=dict(widths=(4, 8)), guess=guess, ema=ema, device='cpu', verbose=False, **more).fit(X, y)
-    means, plain = fit(.9), fit(0.)
-    assert (means.predict_proba(X) != plain.predict_proba(X)).any() and means.options_['ema'] == .9
-    means.save(tmp_path/'model')
-    assert (load(tmp_path/'model').predict_proba(X) == means.predict_proba(X)).all()
-    path, stopped = str(tmp_path/'run.pt'), []
-    def stop(model):
-        stopped.append(len(stopped))
-        if len(stopped) == 3: raise KeyboardInterrupt
-        return {}
-    with pytest.raises(KeyboardInterrupt): DivideMix(recipe='small', epochs=4, batch_size=8, network_options=dict(widths=(4, 8)), guess=guess, ema=.9, device='cpu', verbose=False, checkpoint=path).fit(X, y, watch=stop)
-    again = fit(.9, checkpoint=path)
-    assert (again.predict_proba(X) == means.predict_proba(X)).all() and (again.label_quality_ == means.label_quality_).all()

@@ -40,7 +40,7 @@ def test_9_weights_of_an_empty_group():
     assert group_weights(0, 7) == (1., 1.) and group_weights(7, 0) == (1., 1.)
 
 def test_schedule_is_the_published_one():
-    rate = TwoPhases(Schedule(.1, 'step', at=recipes['cifar10']['at']), 1 - recipes['cifar10']['finetune'])
+    rate = TwoPhases(Schedule(.1, 'step', at=recipes['cifar10']['milestones']), 1 - recipes['cifar10']['finetune'])
     assert recipes['cifar10']['epochs'] == 240
     published = [.1]*100 + [.01]*50 + [.001]*90
     assert [rate(e/240) for e in range(240)] == pytest.approx(published)
@@ -108,7 +108,7 @@ def painter(monkeypatch):
     return Painter
 
 def small(**options):
-    return EchoAlign(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), echomod='identity', epochs=4, early=6, batch_size=8, device='cpu', verbose=False, features='raw') | options)
+    return EchoAlign(**dict(network='small-cnn', network_options=dict(widths=(4, 8)), echomod='identity', epochs=4, early_epochs=6, batch_size=8, device='cpu', verbose=False, features='raw') | options)
 
 def same(a, b):
     assert (a.score_ == b.score_).all() and (a.kept_ == b.kept_).all() and (a.label_quality_ == b.label_quality_).all()
@@ -136,9 +136,10 @@ def test_what_is_learnt_from(painter):
     X, y, true = stripes()
     model, found = small(mode='official', threshold='otsu', scale_weights=False), {}
     class Look(EchoAlign):
-        def _gather(self):
-            super()._gather()
-            found.update(pixels=self._pool.raw().numpy(), rows=self._rows.numpy(), weights=self._weights.numpy(), kept=self.kept_)
+        def _build(self):
+            super()._build()
+            pool, rows, _, weights = self._parts
+            found.update(pixels=pool.raw().numpy(), rows=rows.numpy(), weights=weights.numpy(), kept=self.kept_)
     Look(**model.get_params()).fit(X, y)
     own = int((y == true).sum())
     assert (found['pixels'][:48] == np.moveaxis(X, 3, 1)).all()
@@ -164,7 +165,7 @@ def test_control_and_rounds():
 
 def test_small_loss_selection():
     X, y, true = stripes(96)
-    model = small(select='loss', mode='select_only', noise_rate=.3, early=10, learning_rate=.02).fit(X, y)
+    model = small(select='loss', mode='select_only', noise_rate=.3, early_epochs=10, learning_rate=.02).fit(X, y)
     for c in range(3):
         own = y == c
         assert model.kept_[own].sum() == pytest.approx(.63*own.sum(), abs=1)
@@ -175,7 +176,7 @@ def test_small_loss_selection():
 def test_7_identity_backend_keeps_everything():
     X, y, _ = stripes()
     for threshold in ('mixture', 'otsu', .9999):
-        model = small(threshold=threshold, features='early', epochs=1, early=1, rounds=1).fit(X, y)
+        model = small(threshold=threshold, features='early', epochs=1, early_epochs=1, rounds=1).fit(X, y)
         assert model.score_ == pytest.approx(1, abs=1e-6) and model.kept_.all() and not len(model.suspects())
     assert small(mode='official', epochs=1).fit(X, y).kept_.all() # all kept is fine
 
@@ -192,7 +193,7 @@ def test_10_odd_shapes_and_small_sets(shape):
     rng = np.random.default_rng(0)
     X = rng.integers(0, 256, shape, dtype=np.uint8)
     y = np.array(['b', 'a'])[(np.arange(len(X)) > 0).astype(int)]
-    model = small(batch_size=64, features='early', echomod='diffusion', echomod_options=dict(epochs=1, widths=(8,), steps=2), epochs=1, early=1).fit(X, y)
+    model = small(batch_size=64, features='early', echomod='diffusion', echomod_options=dict(epochs=1, widths=(8,), steps=2), epochs=1, early_epochs=1).fit(X, y)
     assert np.isfinite(model.label_quality_).all() and set(model.predict(X)) <= {'a', 'b'}
 
 def test_11_no_leak(painter):
@@ -272,7 +273,7 @@ def test_files_are_read_as_they_are_needed(painter, tmp_path, monkeypatch):
     files = Files([f'{i:02}.png' for i in range(24)], size=8, root=tmp_path)
     assert (np.asarray(files) == X).all()
     for mode in ('replace', 'select_only'):
-        options = dict(mode=mode, threshold='otsu', epochs=2, early=2, features='early')
+        options = dict(mode=mode, threshold='otsu', epochs=2, early_epochs=2, features='early')
         same(small(**options).fit(files, y), small(**options).fit(X, y))
     assert len(list((tmp_path/'cache'/'echoes').glob('*/echoes.npy'))) == 1
     both = module._Both(files, X[::-1])
@@ -301,7 +302,7 @@ def test_what_was_prepared_is_paid_for_once(painter, tmp_path, monkeypatch):
     assert left[0] == left[1] < 5
 
 @pytest.mark.parametrize('options, message', [(dict(mode='replaced'), "did you mean 'replace'"), (dict(recipe='cifar'), 'recipe'), (dict(echomod='difusion'), "did you mean 'diffusion'"),
-    (dict(threshold='quantile:7'), 'share from 0 to 1'), (dict(finetune=1.), 'finetune is 1.0'), (dict(early=2.5), 'early is 2.5'), (dict(class_names=['a']), '1 class names'),
+    (dict(threshold='quantile:7'), 'share from 0 to 1'), (dict(finetune=1.), 'finetune is 1.0'), (dict(early_epochs=2.5), 'early_epochs is 2.5'), (dict(class_names=['a']), '1 class names'),
     (dict(echomod_options=dict(stps=3)), 'stps'), (dict(rounds=-1), 'rounds is -1'), (dict(rounds=1.5), 'rounds is 1.5'), (dict(noise_rate=40), 'noise_rate is 40'), (dict(echo_epochs=-3), 'echo_epochs is -3'), (dict(loss='cee'), 'loss')])
 def test_mistakes_are_refused(options, message):
     X, y, _ = stripes()
@@ -322,6 +323,6 @@ def test_12_digits():
     data = load_data('digits')
     part = data.train.take(np.arange(250))
     noisy = corrupt(part, 'symmetric', .4, seed=0)
-    model = EchoAlign(early=8, epochs=6, echomod_options=dict(epochs=25, steps=5), device='cpu', verbose=False).fit(part.images, noisy.given)
+    model = EchoAlign(early_epochs=8, epochs=6, echomod_options=dict(epochs=25, steps=5), device='cpu', verbose=False).fit(part.images, noisy.given)
     assert roc_auc_score(~noisy.flipped, model.score_) > .8
     assert model.score(data.test.images, data.test.labels) > .6

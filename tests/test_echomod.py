@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from noisynb.core import NoisynbError
 from noisynb.methods.echoalign.diffusion import UNet, guided, move, signal_shares, travel
-from noisynb.methods.echoalign.early import EarlyNetwork, believe, cosine, neighbour_trust, separation
+from noisynb.methods.echoalign.early import EarlyNetwork, believe, cosine, neighbor_trust, separation
 from noisynb.methods.echoalign.controlnet import echomods, make_echomod
 from noisynb.methods.echoalign.echomod import Diffusion, EchoMod, Identity, echo_cache, own_share, proxies
 
@@ -79,8 +79,8 @@ def test_network_of_any_depth():
 
 def test_trust_of_four_points():
     line = np.array([[0.], [1.], [2.], [10.]])
-    assert neighbour_trust(line, [0, 0, 1, 1], k=2).tolist() == [.5, .5, 0, .5]
-    by_loss = neighbour_trust(line, [0, 0, 1, 1], [3., 1., 2., 4.], k=2)
+    assert neighbor_trust(line, [0, 0, 1, 1], k=2).tolist() == [.5, .5, 0, .5]
+    by_loss = neighbor_trust(line, [0, 0, 1, 1], [3., 1., 2., 4.], k=2)
     assert by_loss.argsort()[::-1].tolist() == [1, 0, 3, 2] and (by_loss >= 0).all() and (by_loss <= 1).all()
 
 @few

@@ -13,7 +13,7 @@ from noisynb.augment import low_frequency, mix, region
 from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import make, methods, promix as module
 from noisynb.methods.base import load
-from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess, negative_entropy, published, ramp, recipes,
+from noisynb.methods.promix import (Ensemble, ProMix, Stage, advise_rho, debias, follow, guess, negative_entropy, published, ramp, recipes,
                                     rest_weight, select, soft_cross_entropy, target_codes)
 from noisynb.selection import class_quotas, small_loss
 from noisynb.training import Rate, Schedule
@@ -83,11 +83,11 @@ def test_p7_marginals():
     assert float(after.sum()) == pytest.approx(1, abs=1e-12)
 
 def test_p8_schedules():
-    assert [ramp(e, 50) for e in (0, 10, 25, 50, 300)] == [0, .2, .5, 1, 1]
+    assert [ramp(e, length=50) for e in (0, 10, 25, 50, 300)] == [0, .2, .5, 1, 1]
     assert [rest_weight(e) for e in (10, 50, 99, 100, 599)] == pytest.approx([.01, .05, .099, 0, 0])
     assert rest_weight(5, alpha_p=0) == rest_weight(500, alpha_p=0) == 1 and rest_weight(100, after=.1) == .1
     model = ProMix(recipe='published')
-    vars(model).update(model._options(100))
+    model.options_ = model._resolve(100)
     rates = [model._schedule()(e/600) for e in (0, 150, 300, 450, 600)]
     assert rates == pytest.approx([.05, .04268499, .025025, .00736501, .00005], abs=1e-8)
 
@@ -110,16 +110,16 @@ def test_p11_penalty():
     clamped = z.clamp(min=1e-12) # the public code cuts logits where it means chances (trap 6)
     near((clamped.softmax(1)*clamped.log_softmax(1)).sum(1).mean(), -.976385)
 
-def test_p12_sum_of_views():
-    "Four views with the losses of the specification, as `_loss` adds them up"
-    model = bench(recipe='published', heads=1)
-    model._state.marginals[0, 0] = pi
-    model.alpha_o = .8
+def test_p12_sum_of_views(monkeypatch):
+    "Four views with the losses of the specification, as `network_loss` adds them up"
+    s, o, *_ = bench(recipe='published', heads=1, alpha_o=.8)
+    s.marginals[0, 0] = pi
     strong = tensor([[[.6, .2, -.4], [.1, .9, -.2], [.3, .8, .5]]]).float()
     cr = soft_cross_entropy(debias(strong[0], pi, .8), torch.eye(3)).mean()
-    model._heads = lambda network, x: strong
-    model._mixed = lambda *a: [(z[None].float(), mix(eye, .7, permutation).float()), (z[None].float(), mix(eye, .3, permutation).float())]
-    value = model._loss(0, z[None].float(), torch.zeros(3), torch.zeros(3), flags(0, 1, 2, n=3), y, .2, 0., 1.)
+    mixed = [(z[None].float(), mix(eye, share, permutation).float()) for share in (.7, .3)]
+    monkeypatch.setattr(module, 'head_logits', lambda *a: strong)
+    monkeypatch.setattr(module, 'mixed_views', lambda *a: mixed)
+    value = module.network_loss(s, o, Stage(.2, 0., None, 1.), 0, z[None].float(), torch.zeros(3), torch.zeros(3), flags(0, 1, 2, n=3), y)
     near(value - .2*(cr - 1.20523), 2.330267, 1e-5)
 
 
@@ -209,8 +209,8 @@ def test_agreement_takes_the_shifted_guess():
 # how much is right
 
 def test_advice():
-    assert [advise(r) for r in (.05, .5, 1.)] == pytest.approx([.1, .45, .7])
-    assert [advise(r, caution=False) for r in (.05, .5, 1.)] == pytest.approx([.1, .5, 1.])
+    assert [advise_rho(r) for r in (.05, .5, 1.)] == pytest.approx([.1, .45, .7])
+    assert [advise_rho(r, caution=False) for r in (.05, .5, 1.)] == pytest.approx([.1, .5, 1.])
 
 def test_a_confidence_of_its_own_for_guesses():
     p, labels = tensor([[.8, .2], [.6, .4], [.3, .7]]), torch.tensor([0, 1, 0])
@@ -226,12 +226,9 @@ def small(cls=ProMix, **options):
 class Bench(Untrained, ProMix): pass
 
 def bench(n=48, wrong=.3, **options):
+    "State, options, images and codes of a method before its first epoch"
     X, y, _ = stripes(n, wrong=wrong)
-    model = small(Bench, **dict(warmup=1) | options)
-    chosen = model._options(len(X))
-    model.fit(X, y)
-    vars(model).update(chosen | model.kept)
-    return model
+    return small(Bench, **dict(warmup=1) | options).fit(X, y).parts
 
 def weights(network): return {k: v.clone() for k, v in network.state_dict().items()}
 
@@ -243,13 +240,13 @@ rate = Rate(Schedule(.02, 'constant'), 0., .1, 10)
 def test_networks_learn_apart_until_they_agree(heads):
     "Without agreement the second network has no influence on the first; with it, it has"
     def after(cap, spoil):
-        model = bench(recipe='fast', heads=heads, tau=.3, ramp=0)
-        model._state.base[:, ::3] = True
-        second = model._state.networks[0].networks[1]
+        parts = bench(recipe='fast', heads=heads, tau=.3, ramp=0)
+        parts[0].base[:, ::3] = True
+        first, second = parts[0].networks[0]
         if spoil:
             with torch.no_grad(): second.head.bias += torch.tensor([9., 0, 0])
-        model._grow(rate, 1., .1, cap, .9)
-        return weights(model._state.networks[0].networks[0])
+        module.chosen_epoch(*parts, Stage(1., .1, cap, .9), rate)
+        return weights(first)
     assert same(after(None, False), after(None, True))
     assert not same(after(1., False), after(1., True))
 
@@ -257,18 +254,18 @@ def test_networks_learn_apart_until_they_agree(heads):
 @pytest.mark.parametrize('heads', [1, 2])
 def test_the_loss_against_a_plain_rebuild(heads, share, monkeypatch):
     "One network's loss, written once more row by row, with mixing that both do alike"
-    model = bench(recipe='published', heads=heads, share_mixes=share, alpha_o=.8, alpha_p=.8)
-    s, g, calls = model._state, torch_generator(0, 'rebuild'), []
+    s, o, images, codes = bench(recipe='published', heads=heads, share_mixes=share, alpha_o=.8, alpha_p=.8)
+    g, calls = torch_generator(0, 'rebuild'), []
     flip = lambda x, t, lam: calls.append(len(x)) or (lam*x + (1 - lam)*x.flip(0), lam*t + (1 - lam)*t.flip(0))
     monkeypatch.setattr(module, 'mixup', lambda x, t, g, alpha: flip(x, t, .7))
     monkeypatch.setattr(module, 'fmix', lambda x, t, g, quirk: flip(x, t, .4))
     s.marginals[0] = torch.stack([pi, pi.flip(0)])
     rows = torch.arange(8)
-    xw, xs, known = model._set.weak(rows, g), model._set.strong(rows, g), flags(0, 1, 3, 4, 6, n=8)
-    network, targets, w, beta = s.networks[0].networks[0], torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), .6, .05
+    xw, xs, known = images.weak(rows, g), images.strong(rows, g), flags(0, 1, 3, 4, 6, n=8)
+    (network, _), targets, w, beta = s.networks[0], torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), .6, .05
     net = copy.deepcopy(network)
-    weak = model._heads(network, xw)
-    loss = model._loss(0, weak, xw, xs, known, targets, w, beta, .9)
+    weak = module.head_logits(network, xw, heads)
+    loss = module.network_loss(s, o, Stage(w, beta, None, .9), 0, weak, xw, xs, known, targets)
     assert calls == [5]*(2 if share else 2*heads)
 
     def logits(x):
@@ -291,37 +288,37 @@ def test_the_loss_against_a_plain_rebuild(heads, share, monkeypatch):
     near(s.marginals[0], (.9*torch.stack([pi, pi.flip(0)]) + .1*torch.stack([p[known].mean(0), p[~known].mean(0)])).tolist(), 1e-5)
 
 def test_the_second_head_waits_and_then_moves_the_trunk():
-    model = bench(recipe='published')
-    net = model._state.networks[0].networks[0]
+    parts = bench(recipe='published')
+    net, _ = parts[0].networks[0]
     before = weights(net)
-    model._warm(rate)
+    module.warm_epoch(*parts, rate)
     assert torch.equal(before['pseudo_head.weight'], net.pseudo_head.weight) and not torch.equal(before['head.weight'], net.head.weight)
-    model._grow(rate, 1., .1, None, .9) # nothing is chosen by loss or, in training mode, by confidence: only the rest has an influence
-    assert (model._state.stages == 0).all() and not torch.equal(before['pseudo_head.weight'], net.pseudo_head.weight)
+    module.chosen_epoch(*parts, Stage(1., .1, None, .9), rate) # nothing is chosen by loss or, in training mode, by confidence: only the rest has an influence
+    assert (parts[0].stages == 0).all() and not torch.equal(before['pseudo_head.weight'], net.pseudo_head.weight)
 
 @pytest.mark.parametrize('known, beta', [([], 0.), ([], .1), ([2], 0.), ([2], .1), (range(8), 0.), (range(8), .1)])
 @pytest.mark.parametrize('lean', [False, True])
 def test_nothing_or_everything_chosen(known, beta, lean):
     "Trap 1: no mean over nothing, neither in the loss nor in the marginals; trap 16: one image is not mixed with itself"
-    model = bench(recipe='published', lean=lean)
-    s, g, rows = model._state, torch_generator(0, 'edges'), torch.arange(8)
-    xw, xs = model._set.weak(rows, g), model._set.strong(rows, g)
-    weak = model._heads(s.networks[0].networks[0], xw)
-    loss = model._loss(0, weak, xw, xs, flags(*known, n=8), torch.zeros(8, dtype=int), 1., beta, .9)
+    s, o, images, codes = bench(recipe='published', skip_unweighted=lean)
+    g, rows, network = torch_generator(0, 'edges'), torch.arange(8), next(iter(s.networks[0]))
+    xw, xs = images.weak(rows, g), images.strong(rows, g)
+    weak = module.head_logits(network, xw, 2)
+    loss = module.network_loss(s, o, Stage(1., beta, None, .9), 0, weak, xw, xs, flags(*known, n=8), torch.zeros(8, dtype=int))
     loss.backward()
-    assert loss.isfinite() and s.marginals.isfinite().all() and all(p.grad.isfinite().all() for p in s.networks[0].networks[0].parameters())
+    assert loss.isfinite() and s.marginals.isfinite().all() and all(p.grad.isfinite().all() for p in network.parameters())
     assert (loss.item() > 0) == (len(known) > 0 or beta > 0)
 
 @pytest.mark.parametrize('rho', ['auto', 'seen'])
 def test_the_share_that_is_seen(rho, monkeypatch):
     "Mean over both networks of the labels they predict, the largest so far; it sets rho"
-    model = bench(recipe='published', rho=rho)
-    y, answers = model._codes, []
+    s, o, images, y = bench(recipe='published', rho=rho)
+    answers = []
     monkeypatch.setattr(module, 'evaluate', lambda *a: answers.pop(0))
     def scan(*right): # the first so many labels are predicted by either network
         for n in right: answers.append(torch.where(torch.arange(48) < n, y, (y + 1) % 3).eq(torch.arange(3)[:, None]).T.float()*5)
-        model._scan(0.)
-        return model._state.clean, model._state.rho
+        module.scan(s, o, images, y)
+        return s.clean, s.rho
     kept = (lambda v: max(.1, min(.9*v, .7))) if rho == 'auto' else (lambda v: max(.1, v))
     for right, seen in (((0, 4), 2/48), ((24, 36), 30/48), ((12, 12), 30/48), ((48, 48), 1.)):
         assert scan(*right) == pytest.approx((seen, kept(seen)))
@@ -329,68 +326,63 @@ def test_the_share_that_is_seen(rho, monkeypatch):
 @pytest.mark.parametrize('seen, low, rho', [(16, 32, .6), (16, 20, 20/48), (30, 40, 30/48)])
 def test_six_tenths_within_two_estimates(monkeypatch, seen, low, rho):
     "0.6, but no less than what is predicted, nor more than what a mixture takes for right"
-    model = bench(recipe='published', rho='median')
-    y, row, z = model._codes, torch.arange(48), torch.zeros(48, 3)
+    s, o, images, y = bench(recipe='published', rho='median')
+    row, z = torch.arange(48), torch.zeros(48, 3)
     z[row, y] = .05
     z[row, (y + 1) % 3] = torch.where(row < seen, -.1, torch.where(row < low, .1, 9.)) # predicted, narrowly lost, lost by far
     monkeypatch.setattr(module, 'evaluate', lambda *a: z)
-    model._scan(0.)
-    assert (model._state.clean, model._state.rho) == pytest.approx((seen/48, rho))
+    module.scan(s, o, images, y)
+    assert (s.clean, s.rho) == pytest.approx((seen/48, rho))
 
 def test_scan_by_hand():
-    model = bench(recipe='published', rho=.5)
-    model._scan(0.)
+    s, o, images, codes = bench(recipe='published', rho=.5)
+    module.scan(s, o, images, codes)
     from noisynb.training import evaluate
-    y = model._codes.numpy()
-    for net, base in zip(model._state.networks[0].networks, model._state.base.numpy()):
-        losses = -evaluate(net, model._set).log_softmax(1).numpy()[np.arange(48), y]
+    y = codes.numpy()
+    for net, base in zip(s.networks[0], s.base.numpy()):
+        losses = -evaluate(net, images).log_softmax(1).numpy()[np.arange(48), y]
         for c in range(3):
             mine = np.flatnonzero(y == c)
             wanted = mine[losses[mine].argsort(kind='stable')][:min(8, len(mine))]
             assert set(np.flatnonzero(base & (y == c))) == set(wanted)
-    model.rho_end = 1.
-    model._scan(1.)
-    assert (model._state.base.sum(1) == sum(min(16, (y == c).sum()) for c in range(3))).all()
-    model._scan(.5)
-    assert (model._state.base.sum(1) == sum(min(12, (y == c).sum()) for c in range(3))).all()
 
 @pytest.mark.parametrize('guesses', ['own', 'both'])
 def test_whose_guesses(guesses):
     "New labels from the network's own prediction or from the mean of both, which are the same for both networks then"
-    model = bench(recipe='published', guesses=guesses, tau=1.)
-    model._grow(rate, 0., 0., None, 1.)
-    a, b = model._state.targets
-    assert (model._state.stages == 0).all() and torch.equal(a, b) == (guesses == 'both')
+    parts = bench(recipe='published', pseudo_labels=guesses, tau=1.)
+    module.chosen_epoch(*parts, Stage(0., 0., None, 1.), rate)
+    a, b = parts[0].targets
+    assert (parts[0].stages == 0).all() and torch.equal(a, b) == (guesses == 'both')
 
 def test_without_regions(monkeypatch):
     monkeypatch.setattr(module, 'fmix', None)
     X, y, _ = stripes()
-    small(regions=False).fit(X, y)
+    small(fmix=False).fit(X, y)
     with pytest.raises(TypeError): small(ramp=0).fit(X, y)
 
 def test_when_it_scans_and_agrees(monkeypatch):
     X, y, _ = stripes()
     scans, caps = [], []
-    real_scan, real_grow = ProMix._scan, ProMix._grow
-    monkeypatch.setattr(ProMix, '_scan', lambda self, share: scans.append(len(caps)) or real_scan(self, share))
-    monkeypatch.setattr(ProMix, '_grow', lambda self, rate, w, beta, cap, memory: caps.append((w, beta, cap)) or real_grow(self, rate, w, beta, cap, memory))
-    small(epochs=10, warmup=2, ramp=4, agree=3, scan_every=3, cap=.8, beta=.1, beta_ramp=5, beta_after_ramp=0., heads=2).fit(X, y)
+    real_scan, real_epoch = module.scan, module.chosen_epoch
+    monkeypatch.setattr(module, 'scan', lambda *a: scans.append(len(caps)) or real_scan(*a))
+    monkeypatch.setattr(module, 'chosen_epoch', lambda s, o, images, codes, now, rate: caps.append((now.w, now.beta, now.cap)) or real_epoch(s, o, images, codes, now, rate))
+    small(epochs=10, warmup=2, ramp=4, agreement_epochs=3, scan_every=3, agreement_cap=.8, beta=.1, beta_ramp=5, beta_after_ramp=0., heads=2).fit(X, y)
     assert scans == [0, 3, 6] and [c[2] for c in caps] == [None]*6 + [.8]*2 # epochs 8 and 9: later than 10 - 3
     assert [c[0] for c in caps] == [.5, .75] + [1]*6 and [c[1] for c in caps] == pytest.approx([.04, .06, .08] + [0]*5)
-    assert [e for e in range(601) if e > 600 - recipes['published']['agree']] == list(range(351, 601))
+    assert [e for e in range(601) if e > 600 - recipes['published']['agreement_epochs']] == list(range(351, 601))
 
 def test_pair_is_the_mean_of_logits():
     X, y, _ = stripes()
     model = small().fit(X, y)
-    assert isinstance(model._networks[0], Pair)
+    assert isinstance(model._networks[0], Ensemble)
     from noisynb.training import ImageSet, evaluate
     images = ImageSet(X, statistics=tuple(map(tuple, model.statistics_.tolist())))
     a, b = (evaluate(n, images) for n in model._networks[0].networks)
     torch.testing.assert_close(torch.from_numpy(model.predict_proba(X)).float(), ((a + b)/2).softmax(1))
     assert not torch.equal(a, b) and model.predict_proba(X[:0]).shape == (0, 3)
 
-@pytest.mark.parametrize('options', [{}, dict(recipe='published', warmup=1, ramp=2, agree=2, tau=.4), dict(recipe='lmnl', warmup=1, agree=2), dict(quotas='size', beta_after_ramp=.1, lean=False),
-    dict(alpha_o=0., alpha_p=0.), dict(rho=1., tau=1.), dict(rho=.3, rho_end=.6, penalty=True, quirk=True), dict(warmup=0)])
+@pytest.mark.parametrize('options', [{}, dict(recipe='published', warmup=1, ramp=2, agreement_epochs=2, tau=.4), dict(recipe='lmnl', warmup=1, agreement_epochs=2), dict(quotas='size', beta_after_ramp=.1, skip_unweighted=False),
+    dict(alpha_o=0., alpha_p=0.), dict(rho=1., tau=1.), dict(rho=.3, confidence_penalty=True, published_spectrum=True), dict(warmup=0)])
 def test_contract(options, tmp_path):
     X, y, _ = stripes()
     model = small(**options)
@@ -427,7 +419,7 @@ def test_same_seed_same_bits_and_nothing_global():
 @pytest.mark.parametrize('recipe, stop', [('small', 1), ('small', 2), ('published', 4)])
 def test_going_on_after_a_stop(recipe, stop, tmp_path):
     "Everything that training changes is in the checkpoint: same history, same weights as without the stop"
-    make = partial(small, epochs=5, recipe=recipe, network='small-cnn', warmup=1, scan_every=2, agree=3, tau=.5, memory=.9, beta_after_ramp=.1)
+    make = partial(small, epochs=5, recipe=recipe, network='small-cnn', warmup=1, scan_every=2, agreement_epochs=3, tau=.5, marginal_momentum=.9, beta_after_ramp=.1)
     whole, model = gone_on(make, stop, path := str(tmp_path/'run'))
     assert (model.stages_ == whole.stages_).all() and (model.marginals_ == whole.marginals_).all()
     done = make(checkpoint=path).fit(*stripes()[:2]) # nothing left to do
@@ -446,27 +438,27 @@ def test_ends_of_the_range(n, C, wrong, recipe):
     "Two classes, fewer images than a batch, no wrong labels, wrong labels only"
     X, y, _ = stripes(n, C, wrong)
     y[:C] = np.arange(C)
-    model = small(recipe=recipe, network='small-cnn', epochs=4, batch_size=64, warmup=1, ramp=2, agree=2, tau=.6).fit(X, y)
+    model = small(recipe=recipe, network='small-cnn', epochs=4, batch_size=64, warmup=1, ramp=2, agreement_epochs=2, tau=.6).fit(X, y)
     assert np.isfinite(model.label_quality_).all() and len(model.history_) == 4 and np.isfinite(model.marginals_).all()
 
 def test_one_by_one_at_the_end_of_a_deep_network():
     "Batch norm over one pixel of one image is refused by PyTorch; no step needs it"
     X, y, _ = stripes(17)
-    model = small(recipe='published', network='preact-resnet18-narrow', network_options=dict(width=4), epochs=3, warmup=1, lean=True, rho=.05, tau=1.).fit(X, y)
+    model = small(recipe='published', network='preact-resnet18-narrow', network_options=dict(width=4), epochs=3, warmup=1, skip_unweighted=True, rho=.05, tau=1.).fit(X, y)
     assert np.isfinite(model.label_quality_).all()
 
 def test_options():
     model = small(setting='cifar100n', recipe='published', epochs=None, batch_size=None)
-    options = model._options(100)
+    options = model._resolve(100)
     assert [options[k] for k in ('epochs', 'batch_size', 'warmup', 'rho', 'tau', 'alpha_o', 'alpha_p')] == [600, 256, 30, .5, .95, .5, .5]
-    assert ProMix(setting='cifar100n', recipe='lmnl')._options(100)['alpha_o'] == 0
-    assert [ProMix()._options(n)['recipe'] for n in (4999, 5000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
+    assert ProMix(setting='cifar100n', recipe='lmnl')._resolve(100)['alpha_o'] == 0
+    assert [ProMix()._resolve(n)['recipe'] for n in (4999, 5000, 19_999, 20_000)] == ['small', 'medium', 'medium', 'fast']
     assert all(set(r) == set(recipes['published']) for r in recipes.values())
     assert 'promix' in methods and isinstance(make('promix', recipe='lmnl'), ProMix)
 
 @pytest.mark.parametrize('wrong, message', [(dict(recipe='smal'), "did you mean 'small'"), (dict(setting='cifar10'), 'no setting'), (dict(quotas='equl'), "did you mean 'equal'"), (dict(heads=3), 'heads is 3'),
     (dict(rho=1.5), 'rho is 1.5'), (dict(rho='much'), 'rho is'), (dict(warmup=4), 'of which 4 are warm-up'), (dict(temperature=0), 'temperature is 0'), (dict(scan_every=.5), 'scan_every is'), (dict(tau=-1), 'tau is -1'),
-    (dict(cap='all'), 'cap is'), (dict(tau_agree='high'), 'tau_agree is'), (dict(guesses='bth'), "did you mean 'both'"), (dict(beta_after_ramp=-.1), 'beta_after_ramp')])
+    (dict(agreement_cap='all'), 'agreement_cap is'), (dict(tau_agree='high'), 'tau_agree is'), (dict(pseudo_labels='bth'), "did you mean 'both'"), (dict(beta_after_ramp=-.1), 'beta_after_ramp')])
 def test_mistakes(wrong, message):
     X, y, _ = stripes()
     model = small(**wrong)

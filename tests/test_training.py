@@ -198,12 +198,12 @@ def test_a_rate_stays_between_its_ends(kind, p, q, warmup):
 
 def things():
     net = small()
-    return State(networks=[net], optimiser=sgd(net, .1), generator=torch_generator(0, 'a'), draws=np.random.default_rng(0), loss=make_loss('elr', 3, n_samples=40),
+    return State(networks=[net], optimizer=sgd(net, .1), generator=torch_generator(0, 'a'), draws=np.random.default_rng(0), loss=make_loss('elr', 3, n_samples=40),
                  history=[], table=torch.zeros(3), array=np.zeros(2), best=None, nested={'a': [1, 'two', None, True]})
 
 def used():
     s = things()
-    one_pass(s.networks[0], s.optimiser, ImageSet(pictures()), labels(), s.loss, 16, s.generator)
+    one_pass(s.networks[0], s.optimizer, ImageSet(pictures()), labels(), s.loss, 16, s.generator)
     s.draws.random(7)
     s.history += [np.arange(3.), np.arange(2)]
     s.table, s.array, s.best = torch.arange(10.)[2:5], np.array([True, False]), np.float64(.5)
@@ -215,8 +215,8 @@ def test_a_state_survives_a_file(tmp_path):
     write_checkpoint(tmp_path/'a.pt', dict(identity={'a': '1'}, state=one.state_dict()))
     network = two.networks[0]
     two.load_state_dict(read_checkpoint(tmp_path/'a.pt', {'a': '1'})['state'])
-    assert two.networks[0] is network and two.optimiser.param_groups[0]['params'][0] is next(network.parameters())
-    for s in one, two: one_pass(s.networks[0], s.optimiser, ImageSet(pictures()), labels(), s.loss, 16, s.generator)
+    assert two.networks[0] is network and two.optimizer.param_groups[0]['params'][0] is next(network.parameters())
+    for s in one, two: one_pass(s.networks[0], s.optimizer, ImageSet(pictures()), labels(), s.loss, 16, s.generator)
     assert all(torch.equal(a, b) for a, b in zip(one.networks[0].state_dict().values(), network.state_dict().values()))
     assert torch.equal(one.loss.targets, two.loss.targets) and one.draws.random() == two.draws.random()
     assert [a.tolist() for a in two.history] == [[0, 1, 2], [0, 1]] and two.history[1].dtype == np.arange(2).dtype

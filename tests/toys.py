@@ -21,7 +21,7 @@ class Untrained:
         try: super()._learn(X, codes, watch)
         finally:
             images.train = kept
-            self.kept = dict(_set=self._set, _codes=self._codes, _state=self._state)
+            self.parts = self._state, self.options_, self._set, self._codes # what the functions of a method take
     def _finish(self): pass
 
 

@@ -16,14 +16,11 @@ _smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=_every[name]) for n
 recipes = _smr | dict(
     published=_smr['published'] | dict(batch_size=128),
     webvision50=_smr['webvision50'] | dict(epochs=120, schedule_options=dict(at=(1/3, 2/3))),
-    animal10n=_smr['published'] | dict(network='vgg19-bn', epochs=200, batch_size=128, learning_rate=.01, schedule_options=dict(at=(.7,), factor=.01),
-        weight_decay=1e-3, warmup=30, recalibrate=15, lambda_u=0., lean=True))
+    animal10n=_smr['published'] | dict(network='vgg19-bn', epochs=200, batch_size=128, learning_rate=.01,
+        schedule_options=dict(at=(.7,), factor=.01), weight_decay=1e-3, warmup=30, recalibrate=15, lambda_u=0.,
+        skip_unweighted=True))
 
 @dataclass(eq=False, repr=False)
 class SMR(DivideMix):
     "DivideMix with a mixup warm-up and epochs of recalibration"
-    recipes = recipes
-
-    def _of_setting(self, *row):
-        warmup, found = super()._of_setting(*row)
-        return warmup, {k: v for k, v in found.items() if k != 'warmup_loss'} # mixup in any case
+    recipes, fixed = recipes, dict.fromkeys(recipes, ('warmup_loss',)) # mixup whatever the setting

@@ -10,12 +10,11 @@ import html, re
 import numpy as np
 from ..audit import Audit
 from ..embeddings import at_side
-from ..show import Table
+from ..show import Table, memory, percent, seconds
 from ..datasets.files import Files
 from ..methods import method_class, methods
 from .plots import webp
 from .blocks import Block, _facts
-from ..show import memory, percent, seconds
 from .run_page import method_name, spelled
 
 # %% ../../nbs/20_reports/05_audit_page.ipynb #f8846871

@@ -14,16 +14,14 @@ from itertools import combinations
 from pathlib import Path
 import numpy as np
 from ..core import NoisynbError
-from ..show import Table
+from ..show import Table, memory, percent, seconds
 from ..disk import fingerprint
 from ..experiment import add_noise, prepare
 from ..record import unpack
 from .plots import Gallery, Picture, axes, look, palette
 from .blocks import Block
-from .gather import entry_name, gather, heading
+from .gather import entry_name, gather, heading, spread as told
 from .run_page import measured_on
-from ..show import memory, percent, seconds
-from .gather import spread as told
 
 # %% ../../nbs/20_reports/07_compare.ipynb #9a9e1aa3
 @dataclass(eq=False)

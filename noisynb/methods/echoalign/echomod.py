@@ -11,15 +11,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
-from torch import nn
 from torch.nn import functional as F
 import torch
-from ...core import NoisynbError, check_number, pick_device, processor_threads, torch_generator, unknown, whole_number
+from ...core import NoisynbError, check_options, option, pick_device, processor_threads, torch_generator, unknown
 from ...show import track
 from ...disk import Store, fill, fingerprint
 from ...networks import EMA
-from ...training import Schedule, State, autocast, batches, image_set, set_rate, train
-from .early import EarlyNetwork, believe, check_set, cosine, neighbour_trust, separation
+from ...training import Schedule, State, autocast, batches, flip_option, image_set, paced, step, train
+from .early import EarlyNetwork, believe, check_set, cosine, neighbor_trust, separation
 from .diffusion import UNet, signal_shares, travel
 
 # %% ../../../nbs/14_methods/24_echoalign/02_echomod.ipynb #d28181c6
@@ -86,37 +85,29 @@ class Identity(EchoMod):
     def _edit(self, images, labels, rows): return images.copy()
 
 # %% ../../../nbs/14_methods/24_echoalign/02_echomod.ipynb #e601e911
+def _eights(widths): return len(widths) and all(w % 8 == 0 and w >= 8 for w in widths)
+
 @dataclass(eq=False, repr=False)
-class _Trained(EchoMod):
-    "The options and the training of `Diffusion`"
-    widths: str | tuple = 'auto' # channels at full size, half size, ...
-    blocks: int | None = None # at each size; None for what suits the images
+class Diffusion(EchoMod):
+    "A small class-conditional diffusion model, trained on the noisy set itself"
+    widths: str | tuple = option('auto', free=('auto',), fits=_eights, give='multiples of 8') # channels at each size
+    blocks: int | None = option(None, low=1, whole=True, free=(None,)) # at each size; None for what suits the images
     verbose: bool = True # show progress
     checkpoint: str | None = None # file for the trained weights, to go on from and to load them from
-    epochs: int = 20 # at most; more, and it memorises wrong labels
-    time_budget: float | None = None # minutes of training; None for as long as it takes
-    batch_size: int = 128
-    learning_rate: float = 2e-3 # the largest
-    null_share: float = .1 # of the believed labels, hidden at random
-    ema: float = .995 # share of the mean of the weights that a step keeps
-    flip: bool | str = 'auto' # mirror images at random; 'auto': those in colour
-    boot: float = .5 # share of the labels to believe, found out by an early network; 0: believe all
-    start: str = 'inversion' # or 'noise'
-    strength: float = .9 # how far an image is dissolved, from 0 (not at all) to 1
-    guidance: float = 6. # how hard an echo is pulled toward its label
-    steps: int = 8 # up, and down again
+    epochs: int = option(20, low=1, whole=True) # at most; more, and it memorises wrong labels
+    time_budget: float | None = option(None, above=True, free=(None,)) # minutes; None: as long as it takes
+    batch_size: int = option(128, low=1, whole=True)
+    learning_rate: float = option(2e-3, above=True) # the largest
+    null_share: float = option(.1, high=1) # of the believed labels, hidden at random
+    ema: float = option(.995, high=1) # share of the mean of the weights that a step keeps
+    flip: bool | str = flip_option() # mirror images at random; 'auto': those in colour
+    boot: float = option(.5, high=1) # share of the labels to believe, found out by an early network; 0: believe all
+    start: str = option('inversion', choices=('inversion', 'noise')) # or 'noise'
+    strength: float = option(.9, high=1) # how far an image is dissolved, from 0 (not at all) to 1
+    guidance: float = option(6.) # how hard an echo is pulled toward its label
+    steps: int = option(8, low=1, whole=True) # up, and down again
     free = *EchoMod.free, 'verbose', 'checkpoint', 'time_budget'
-
-    def _check(self):
-        "Refuse options that make no sense"
-        if self.start not in ('inversion', 'noise'): raise unknown('start', self.start, ('inversion', 'noise'))
-        if self.flip not in (True, False, 'auto'): raise NoisynbError(f"flip is {self.flip!r}; give True, False or 'auto'")
-        for name in 'strength', 'null_share', 'boot', 'ema': check_number(getattr(self, name), name, high=1)
-        for name in 'steps', 'epochs', 'batch_size': whole_number(getattr(self, name), name)
-        check_number(self.guidance, 'guidance'), check_number(self.learning_rate, 'learning_rate', above=True)
-        if self.blocks is not None: whole_number(self.blocks, 'blocks')
-        if self.time_budget is not None: check_number(self.time_budget, 'time_budget', above=True)
-        if self.widths != 'auto' and (not len(self.widths) or any(w % 8 or w < 8 for w in self.widths)): raise NoisynbError(f'widths are {self.widths!r}; give multiples of 8')
+    editing = 'start', 'strength', 'guidance', 'steps' # options of no training
 
     @property
     def _place(self): return torch.device(pick_device(self.device))
@@ -133,14 +124,14 @@ class _Trained(EchoMod):
         self.early_ = None
         if trust is None and self.boot:
             self.early_ = EarlyNetwork(random_state=self.random_state, device=self.device, threads=self.threads, flip=self.flip).fit(images, given, self.n_classes_)
-            trust = neighbour_trust(self.early_.features(images), given, self.early_.losses(images, given))
+            trust = neighbor_trust(self.early_.features(images), given, self.early_.losses(images, given))
         if trust is None: return np.ones(len(given), bool)
         return trust if trust.dtype == bool else believe(trust, given, self.n_classes_, self.boot or .5)
 
     def _seen(self, images, given, trust): return fingerprint(images, given, *[] if trust is None else [trust])
 
     def _fit(self, images, given, trust):
-        self._check()
+        check_options(type(self), vars(self))
         widths, blocks = self._sizes()
         believed = self._believed(images, given, trust)
         with torch.random.fork_rng(devices=[]), torch.device('cpu'):
@@ -150,18 +141,19 @@ class _Trained(EchoMod):
         network = network.to(self._place, memory_format=torch.channels_last)
         self._shares, self._multiple = signal_shares(), 2**(len(widths) - 1)
         state = State(network=network, ema=EMA(network, self.ema, warmup=True), believed=torch.from_numpy(believed).to(self._place),
-            optimiser=torch.optim.AdamW(network.parameters(), self.learning_rate, fused=True), chance=torch_generator(self.random_state, 'diffusion', self._place))
+            optimizer=torch.optim.AdamW(network.parameters(), self.learning_rate, fused=True),
+            chance=torch_generator(self.random_state, 'diffusion', self._place))
         self.history_ = self._train(state, images, torch.from_numpy(given).to(self._place))
         self.network_, self.believed_ = state.ema.module, state.believed.cpu().numpy()
 
     def _train(self, state, images, codes):
         "Train, going on from the checkpoint if there is one; the history"
         c = self.shape_[2]
-        set = image_set(images, self._place, statistics=((.5,)*c, (.5,)*c), flip=c == 3 if self.flip == 'auto' else self.flip, pad=0)
+        set = image_set(images, self._place, statistics=((.5,)*c, (.5,)*c), flip=self.flip, pad=0)
         shares = self._shares.to(self._place)
         steps = self.epochs*-(-len(set)//self.batch_size)
         schedule = Schedule(self.learning_rate, 'cosine', warmup=min(50/steps, .25))
-        options = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in (*self.free, 'start', 'strength', 'guidance', 'steps')}
+        options = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in self.free + self.editing}
         identity = dict(method=type(self).__name__, data=self.data_, device=self._place.type) | options
         return train(state, lambda epoch, rate: self._epoch(state, set, codes, shares, rate), schedule, self.epochs, self.time_budget, self.checkpoint, identity, verbose=self.verbose)
 
@@ -171,18 +163,14 @@ class _Trained(EchoMod):
         order, total, none = batches(len(set), self.batch_size, state.chance), 0., torch.tensor(self.n_classes_, device=self._place)
         codes = torch.where(state.believed, codes, none) # those of the checkpoint, where there is one
         draw = dict(generator=state.chance, device=self._place)
-        for i, b in enumerate(set.follow(order)):
-            set_rate(state.optimiser, rate(i/len(order)))
+        for b in paced(set.follow(order), len(order), rate, state.optimizer):
             x = self._framed(set.weak(b, state.chance))
             time, noise = torch.randint(len(shares), (len(b),), **draw), torch.randn(x.shape, **draw)
             share = shares[time].float()[:, None, None, None]
             label = torch.where(torch.rand(len(b), **draw) < self.null_share, none, codes[b])
             with autocast(self._place): found = state.network(share**.5*x + (1 - share)**.5*noise, time, label)
             loss = F.mse_loss(found.float(), noise)
-            state.optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(state.network.parameters(), 1.)
-            state.optimiser.step()
+            step(state.optimizer, loss, clip=1.)
             state.ema.update()
             total += loss.detach()*len(b)
         return dict(loss=float(total)/len(set), images=len(set))
@@ -194,19 +182,15 @@ class _Trained(EchoMod):
 
     def _state(self): return [x for k, v in self.network_.state_dict().items() for x in (k, v.float().cpu().numpy())]
 
-# %% ../../../nbs/14_methods/24_echoalign/02_echomod.ipynb #1d6e5ff5
-@dataclass(eq=False, repr=False)
-class Diffusion(_Trained):
-    "A small class-conditional diffusion model, trained on the noisy set itself"
     def adjusted(self,
-        **options, # start, strength, guidance, steps
+        **options, # of `editing`
     ):
         "The same trained model with other options of editing"
         for k in options:
-            if k not in ('start', 'strength', 'guidance', 'steps'): raise unknown('option of editing', k, ('start', 'strength', 'guidance', 'steps'))
+            if k not in self.editing: raise unknown('option of editing', k, self.editing)
         other = copy.copy(self)
         vars(other).update(options, _mark=None)
-        other._check()
+        check_options(type(other), vars(other))
         return other
 
     def reconstruct(self,

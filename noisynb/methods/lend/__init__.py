@@ -4,23 +4,20 @@
 
 # %% auto #0
 __all__ = ['weightings', 'recipes', 'graphs', 'start_labels', 'remember', 'soft_labels', 'label_weights', 'weighted_loss',
-           'stratified_batches', 'LEND', 'LENDGraph']
+           'history_share', 'dilute_batch', 'dilute_all', 'stratified_batches', 'weighted_epoch', 'LEND', 'LENDGraph']
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #792f939b
-import math
 from dataclasses import dataclass
 import numpy as np
-import torch
-from scipy.special import softmax
-from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
-from ...core import NoisynbError, check_number, unknown, whole_number
-from .dilution import affinity, centred, couplings, dilute, dilute_set, factor, metrics, sparse_factor, suited_k
-from ..base import NoisyLabelClassifier, check_embeddings, check_training
-from ..images import ImageMethod, Recipes
+import torch
+from ...core import NoisynbError, check_number, option, unknown, whole_number
 from ...neighbors import NeighborGraph
 from ...networks import Trunk
-from ...training import autocast, batches, evaluate, set_rate
+from ...training import autocast, batches, evaluate, paced, step
+from ..base import NoisyLabelClassifier, check_training, linear_proba
+from ..images import ImageMethod, judge, warming
+from .dilution import affinity, centred, couplings, dilute, dilute_set, factor, metrics, sparse_factor, suited_k
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #f973d5b6
 def start_labels(
@@ -46,10 +43,9 @@ weightings = dict(softmax='softmax of Z at the given label', agree='1 if the lar
 def soft_labels(
     Z, # (b, n_classes) diluted
     weighting:str='softmax', # one of `weightings`
-    sharpen:float=1., # factor before softmax
 ): # (b, n_classes), rows that sum to one
     "Diluted labels as shares: softmax, or entries below zero left out"
-    if weighting == 'softmax': return (sharpen*Z).softmax(1)
+    if weighting == 'softmax': return Z.softmax(1)
     Z = Z.clamp(min=0)
     Z = torch.where(Z.sum(1, keepdim=True) > 0, Z, torch.ones_like(Z))
     return Z/Z.sum(1, keepdim=True)
@@ -71,53 +67,73 @@ def weighted_loss(
     return (w.detach()*F.cross_entropy(logits, y, reduction='none')).sum()/len(y)
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #30186b2d
-_code = dict(epochs=200, batch_size=256, schedule='step', k=8, include_self=True, gamma=3., metric='euclidean', coupling='out', propagation=.99, steps=0, anchor=True,
-    centre=False, history='input', history_start=10, beta=.9, weighting='softmax', sharpen=1., graph='batch', bank=0, stratified=False, warmup=0)
-_paper = _code | dict(include_self=False, coupling='in', steps=10, anchor=False, history='output', history_start=0, weighting='agree')
-_ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97, centre=True, history='output', history_start=0, beta=.5,
-    weighting='agree', graph='set', warmup=.1)
+_code = dict(epochs=200, batch_size=256, schedule='step', k=8, include_self=True, gamma=3., metric='euclidean',
+    coupling='out', propagation=.99, steps=0, anchor=True, center=False, history='input', history_start=10, beta=.9,
+    weighting='softmax', graph='batch', bank=0, stratified=False, warmup=0)
+_paper = _code | dict(include_self=False, coupling='in', steps=10, anchor=False, history='output', history_start=0,
+    weighting='agree')
+_ours = _code | dict(epochs=30, batch_size=64, schedule='cosine', k='auto', metric='cosine', propagation=.97,
+    center=True, history='output', history_start=0, beta=.5, weighting='agree', graph='set', warmup=.1)
 recipes = dict(ours=_ours, code=_code, paper=_paper)
-graphs = dict(batch='the rows of a batch', bank='the rows of a batch and those of the last ones before it', set='all rows, once an epoch')
+graphs = dict(batch='the rows of a batch', bank='the rows of a batch and those of the last ones before it',
+    set='all rows, once an epoch')
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #0851cfaa
-class _Graphs:
-    "Diluted labels of a batch, and of the whole set"
-    def _of_batch(self, v, rows, epoch):
-        "Take in embeddings (b, d) of training rows; put their diluted labels into the table"
-        s, b = self._state, len(rows)
-        if self.graph == 'bank':
-            older = ~torch.isin(s.bank_rows, rows) # a copy of a row would confirm its label
-            v, rows = torch.cat([v, s.bank[older]]), torch.cat([rows, s.bank_rows[older]])
-            s.bank, s.bank_rows = v[:self.bank].clone(), rows[:self.bank].clone()
-        B, u = factor(affinity(v, self._k(len(v)), self.gamma, self.include_self, self.metric), self.coupling)
-        start = start_labels(self._codes[rows], s.table[rows], self._beta(epoch, 'input'))
-        Z = dilute(B @ B.T, start, self.propagation, self.steps or None, self.anchor)
-        self._keep((centred(Z, u) if self.centre else Z)[:b], rows[:b], epoch)
+def history_share(
+    o, # options
+    place:str, # 'input' or 'output' of a dilution
+    epoch:int,
+)->float: # beta of `start_labels` or of `remember`
+    "Share of the given label in the input, or of the last visit in the output"
+    if o.history == place and epoch >= o.history_start: return o.beta
+    return 1. if place == 'input' else 0.
 
-    def _of_set(self, epoch):
-        "Diluted labels of all rows, from images as they are"
-        s, network = self._state, self._state.networks[0]
-        V = evaluate(Trunk(network), self._set)
-        if self.metric == 'cosine': V = F.normalize(V, dim=1)
-        V = V.cpu().numpy()
-        k = min(self._k(len(V)) - self.include_self, len(V) - 1)
-        graph = NeighborGraph(max(k, 1), device=self._device).fit(V)
-        B, u = sparse_factor(V, graph.indices_, self.gamma, self.coupling)
-        start = start_labels(self._codes, s.table, self._beta(epoch, 'input')).cpu().numpy()
-        Z = dilute_set(B, start, self.propagation, self.steps or None, self.anchor, tolerance=1e-4)
-        Z = torch.from_numpy(centred(Z, u) if self.centre else Z).to(s.table)
-        self._keep(Z, torch.arange(len(Z), device=s.table.device), epoch)
+def _k(o, rows, n_classes): return suited_k(rows, n_classes) if o.k == 'auto' else o.k
 
-    def _keep(self, Z, rows, epoch):
-        table = self._state.table
-        table[rows] = remember(soft_labels(Z, self.weighting, self.sharpen), table[rows], self._beta(epoch, 'output'))
+def _keep(s, o, Z, rows, epoch):
+    "Put diluted labels into the table"
+    q = soft_labels(Z, o.weighting)
+    s.table[rows] = remember(q, s.table[rows], history_share(o, 'output', epoch))
 
-    def _beta(self, epoch, place):
-        "Share of the given label in the input, or of the last visit in the output"
-        if self.history == place and epoch >= self.history_start: return self.beta
-        return 1. if place == 'input' else 0.
+def dilute_batch(
+    s, # state: `table`, `bank` and `bank_rows` change
+    o, # options
+    codes, # (n,) given labels
+    v, # (b, d) embeddings of the rows
+    rows, # (b,) row numbers
+    epoch:int,
+):
+    "Diluted labels of a batch"
+    b = len(rows)
+    if o.graph == 'bank':
+        older = ~torch.isin(s.bank_rows, rows) # a copy of a row would confirm its label
+        v, rows = torch.cat([v, s.bank[older]]), torch.cat([rows, s.bank_rows[older]])
+        s.bank, s.bank_rows = v[:o.bank].clone(), rows[:o.bank].clone()
+    A = affinity(v, _k(o, len(v), s.table.shape[1]), o.gamma, o.include_self, o.metric)
+    B, u = factor(A, o.coupling)
+    start = start_labels(codes[rows], s.table[rows], history_share(o, 'input', epoch))
+    Z = dilute(B @ B.T, start, o.propagation, o.steps or None, o.anchor)
+    _keep(s, o, (centred(Z, u) if o.center else Z)[:b], rows[:b], epoch)
 
-    def _k(self, rows): return suited_k(rows, len(self.classes_)) if self.k == 'auto' else self.k
+# %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #b04250ea
+def dilute_all(
+    s, # state: `table` changes
+    o, # options
+    images, # ImageSet
+    codes, # (n,) given labels
+    epoch:int,
+):
+    "Diluted labels of all rows, from images as they are"
+    V = evaluate(Trunk(s.networks[0]), images)
+    if o.metric == 'cosine': V = F.normalize(V, dim=1)
+    V = V.cpu().numpy()
+    k = min(_k(o, len(V), s.table.shape[1]) - o.include_self, len(V) - 1)
+    graph = NeighborGraph(max(k, 1), device=str(images.device)).fit(V)
+    B, u = sparse_factor(V, graph.indices_, o.gamma, o.coupling)
+    start = start_labels(codes, s.table, history_share(o, 'input', epoch)).cpu().numpy()
+    Z = dilute_set(B, start, o.propagation, o.steps or None, o.anchor, tolerance=1e-4)
+    Z = torch.from_numpy(centred(Z, u) if o.center else Z).to(s.table)
+    _keep(s, o, Z, torch.arange(len(Z), device=s.table.device), epoch)
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #e7171c65
 def stratified_batches(
@@ -135,96 +151,106 @@ def stratified_batches(
         rank[members] = (torch.arange(len(members), device=codes.device) + .5)/len(members)
     return list(order[rank.argsort(stable=True)].split(size))
 
+# %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #2b9e70d6
+def weighted_epoch(
+    s, # state
+    o, # options
+    images, # ImageSet
+    codes, # (n,) given labels, on the device
+    epoch:int,
+    rate, # learning rate by the share of the epoch that is done
+    warm:bool, # all labels count in full
+)->tuple: # mean loss, mean weight
+    "One epoch in which each label counts by its diluted label"
+    g, n, total, counted = s.generators[0], len(codes), 0., 0.
+    if o.graph == 'set' and not warm: dilute_all(s, o, images, codes, epoch)
+    network, optimizer = s.networks[0].train(), s.optimizers[0]
+    order = stratified_batches(codes, o.batch_size, g) if o.stratified else batches(n, o.batch_size, g)
+    for b in paced(images.follow(order), len(order), rate, optimizer):
+        x, y = images.weak(b, g), codes[b]
+        with autocast(images.device):
+            v = network.features(x)
+            logits = network.head(v).float()
+        if o.graph != 'set' and not warm: dilute_batch(s, o, codes, v.detach().float(), b, epoch)
+        w = torch.ones_like(logits[:, 0]) if warm else label_weights(s.table[b], y, o.weighting)
+        loss = weighted_loss(logits, y, w)
+        step(optimizer, loss)
+        total, counted = total + loss.detach()*len(b), counted + w.sum()
+    return float(total)/n, float(counted)/n
+
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #10053f67
 @dataclass(eq=False, repr=False)
-class LEND(Recipes, _Graphs, ImageMethod):
+class LEND(ImageMethod):
     "Label noise dilution (Zhang et al. 2022): labels that their neighbours speak against count less, or not at all"
     recipe: str = 'ours' # a name in `recipes`: values of all options left at None
-    epochs: int|None = None
-    batch_size: int|None = None
-    schedule: str|None = None
-    k: int|str|None = None # neighbours; 'auto' for `suited_k`
-    include_self: bool|None = None # whether `k` counts the row itself
-    gamma: float|None = None # power of inner products
-    metric: str|None = None # 'euclidean', 'inner' or 'cosine'
-    coupling: str|None = None # 'out' or 'in'
-    propagation: float|None = None # c, the share that comes from neighbours
-    steps: int|None = None # of the walk; 0 for the closed form
-    anchor: bool|None = None # whether each step of the walk mixes with the start
-    centre: bool|None = None # take out what all rows share
-    history: str|None = None # 'input', 'output' or 'none': where earlier epochs come in
-    history_start: int|None = None # first epoch that they come in
-    beta: float|None = None # share of the given label in the input, or of the last visit in the output
-    weighting: str|None = None # 'softmax' or 'agree'
-    sharpen: float|None = None # factor before softmax
-    graph: str|None = None # 'batch', 'bank' or 'set'
-    bank: int|None = None # rows of the bank
-    stratified: bool|None = None # the same share of each class in every batch
-    warmup: float|None = None # epochs of plain cross entropy first, or a share of the run
-    recipes, sizes = recipes, ()
+    epochs: int = None
+    batch_size: int = None
+    schedule: str = None
+    k: int|str = option(None, low=1, whole=True, free=('auto',)) # neighbours; 'auto' for `suited_k`
+    include_self: bool = None # whether `k` counts the row itself
+    gamma: float = option(None) # power of inner products
+    metric: str = option(None, choices=metrics) # 'euclidean', 'inner' or 'cosine'
+    coupling: str = option(None, choices=couplings) # 'out' or 'in'
+    propagation: float = option(None, high=.9999) # c, the share that comes from neighbours
+    steps: int = option(None, whole=True) # of the walk; 0 for the closed form
+    anchor: bool = None # whether each step of the walk mixes with the start
+    center: bool = None # take out what all rows share
+    history: str = option(None, choices=('input', 'output', 'none')) # where earlier epochs come in
+    history_start: int = option(None, whole=True) # first epoch that they come in
+    beta: float = option(None, high=1) # share of the given label in the input, or of the last visit in the output
+    weighting: str = option(None, choices=weightings) # 'softmax' or 'agree'
+    graph: str = option(None, choices=graphs) # 'batch', 'bank' or 'set'
+    bank: int = option(None, whole=True) # rows of the bank
+    stratified: bool = None # the same share of each class in every batch
+    warmup: float = option(None) # epochs of plain cross entropy first, or a share of the run
 
-    def _check(self):
-        for name, known in dict(metric=metrics, coupling=couplings, history=['input', 'output', 'none'], weighting=weightings, graph=graphs).items():
-            if getattr(self, name) not in known: raise unknown(name, getattr(self, name), known)
-        for name, high in dict.fromkeys(('gamma', 'sharpen', 'warmup'), math.inf).items() | dict(propagation=.9999, beta=1).items(): check_number(getattr(self, name), name, high=high)
-        for name in 'steps', 'bank', 'history_start': check_number(getattr(self, name), name, whole=True)
-        if self.k != 'auto': whole_number(self.k, 'k')
-        if self.graph == 'bank' and not self.bank: raise NoisynbError("graph='bank' and bank is 0; give the number of rows, such as bank=1024")
+    recipes, renamed, removed = recipes, dict(centre='center'), dict(sharpen=1.)
+
+    def _check(self, o):
+        if o.graph == 'bank' and not o.bank: raise NoisynbError("graph='bank' and bank is 0; "
+            'give the number of rows, such as bank=1024')
 
     def _build(self):
         s, n, network = self._state, len(self._codes), self._network('A')
-        s.start, s.networks, s.optimisers, s.generators = None, [network], [self._optimiser(network)], [self._generator('order')]
+        s.start, s.networks, s.optimizers = None, [network], [self._optimizer(network)]
+        s.generators = [self._generator('order')]
         s.table = torch.zeros(n, len(self.classes_), device=self._codes.device)
         s.bank, s.bank_rows = torch.zeros(0, network.head.in_features, device=s.table.device), self._codes[:0].clone()
 
     def _epoch(self, epoch, rate):
-        s, g = self._state, self._state.generators[0]
-        warm = self._warming(epoch, rate)
-        if self.graph == 'set' and not warm: self._of_set(epoch)
-        network, total, counted = s.networks[0].train(), 0., 0.
-        order = stratified_batches(self._codes, self.batch_size, g) if self.stratified else batches(len(self._codes), self.batch_size, g)
-        for i, b in enumerate(self._set.follow(order)):
-            set_rate(s.optimisers[0], rate(i/len(order)))
-            x, y = self._set.weak(b, g), self._codes[b]
-            with autocast(self._device):
-                v = network.features(x)
-                logits = network.head(v).float()
-            if self.graph != 'set' and not warm: self._of_batch(v.detach().float(), b, epoch)
-            w = torch.ones_like(logits[:, 0]) if warm else label_weights(s.table[b], y, self.weighting)
-            loss = weighted_loss(logits, y, w)
-            s.optimisers[0].zero_grad()
-            loss.backward()
-            s.optimisers[0].step()
-            total, counted = total + loss.detach()*len(b), counted + w.sum()
-        q, n = self._table(), len(self._codes)
-        self.corrected_labels_ = self.classes_[q.argmax(1).cpu().numpy()]
-        return dict(loss=float(total)/n, images=n, kept=float((q.argmax(1) == self._codes).float().mean()), weight=float(counted)/n)
+        s, o = self._state, self.options_
+        warm = warming(s, o.warmup, epoch, rate.epochs)
+        loss, weight = weighted_epoch(s, o, self._set, self._codes, epoch, rate, warm)
+        best = self._table().argmax(1)
+        self.corrected_labels_ = self.classes_[best.cpu().numpy()]
+        return dict(loss=loss, images=len(best), kept=float((best == self._codes).float().mean()), weight=weight)
 
     def _table(self):
         "Diluted labels (n, n_classes); given ones of rows that were not visited yet"
         return start_labels(self._codes, self._state.table, 0.)
 
-    def _finish(self):
-        self._judge(self._table())
-        self.options_ = {k: getattr(self, k) for k in ['recipe', *self.recipes['ours']]}
+    def _finish(self): self._judge(self._table())
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #3f9a45e5
 class LENDGraph(NoisyLabelClassifier):
     "Dilution over the whole neighbour graph of frozen embeddings, then a linear probe on the diluted labels"
+    renamed = dict(centre='center')
+
     def __init__(self,
         k=7, # neighbours of each row
         gamma=3., # power of inner products
         coupling='out', # 'out' or 'in'
         propagation=.97, # c, the share that comes from neighbours
         steps=None, # of the walk; None for the closed form
-        centre=True, # take out what all rows share
+        center=True, # take out what all rows share
         C=1., # inverse strength of the penalty of the probe
         metric='euclidean', # or 'cosine'
         standardize=False, # scale columns to unit variance first
         engine='auto', # one of `search.engines`
         device='auto', # where torch searches
     ):
-        self.k, self.gamma, self.coupling, self.propagation, self.steps, self.centre, self.C = k, gamma, coupling, propagation, steps, centre, C
+        self.k, self.gamma, self.coupling, self.propagation, self.steps = k, gamma, coupling, propagation, steps
+        self.center, self.C = center, C
         self.metric, self.standardize, self.engine, self.device = metric, standardize, engine, device
 
     def fit(self, X, y,
@@ -244,7 +270,7 @@ class LENDGraph(NoisyLabelClassifier):
             else: graph.check(rows, k)
             B, u = sparse_factor(graph.rows_, graph.indices_[:, :k], self.gamma, self.coupling)
             q = dilute_set(B, q, self.propagation, self.steps)
-            if self.centre: q = centred(q, u)
+            if self.center: q = centred(q, u)
         return self._learn(Z, codes, soft_labels(torch.from_numpy(q), 'agree').numpy())
 
     def _check(self):
@@ -255,10 +281,8 @@ class LENDGraph(NoisyLabelClassifier):
     def _learn(self, Z, codes, q):
         "Judge the given labels by diluted ones, and learn from these"
         from sklearn.linear_model import LogisticRegression
-        rows, best, rest = np.arange(len(codes)), q.argmax(1), q.copy()
-        own = q[rows, codes]
-        rest[rows, codes] = 0
-        self.label_quality_, self.quality_threshold_ = own/np.maximum(own + rest.max(1), 1e-300), .5
+        best = q.argmax(1)
+        self.label_quality_, self.quality_threshold_ = judge(codes, q)[0], .5
         self.corrected_labels_, self.diluted_ = self.classes_[best], q
         self.coef_, self.intercept_ = np.zeros((len(self.classes_), Z.shape[1])), np.where(np.bincount(best, minlength=len(self.classes_)) > 0, 0., -np.inf)
         kept = np.unique(best)
@@ -273,6 +297,4 @@ class LENDGraph(NoisyLabelClassifier):
 
     def predict_proba(self, X):
         "Chances (m, n_classes), in the order of `classes_`"
-        check_is_fitted(self)
-        return softmax(check_embeddings(self, X, reset=False) @ self.coef_.T + self.intercept_, axis=1)
-
+        return linear_proba(self, X)

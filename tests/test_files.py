@@ -1,5 +1,5 @@
 "Pictures in files, folders and tables: every kind of pixel, every way to be broken, and nothing lost without a word"
-import csv, io, json, os, pickle, struct, sys, zlib
+import csv, hashlib, io, json, os, pickle, struct, sys, zlib
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -9,7 +9,7 @@ from noisynb.datasets import files as F
 from noisynb.core import MissingExtra, NoisynbError
 from noisynb.disk import fingerprint
 from noisynb.datasets import Dataset, Split, available, load
-from noisynb.embeddings import embed, extract
+from noisynb.embeddings import embed, extract, stored
 from noisynb.embeddings.extractors import Extractor, pca, pixels
 from noisynb.datasets.files import Files, scan
 from noisynb.datasets.folders import read_folder, read_table
@@ -220,12 +220,49 @@ def test_fingerprint(tmp_path):
     assert f.fingerprint == mark
     marks = [x.fingerprint for x in (f, f.at(7), f.rows([1, 0, 2, 3]), f.rows([0, 1, 2]), Files([*names, 'gone.png'], 6, tmp_path/'b'), f.rows([]))]
     os.utime(tmp_path/'b/2.png', ns=(1, 1))
-    marks.append(Files(names, 6, tmp_path/'b').fingerprint)
+    assert Files(names, 6, tmp_path/'b').fingerprint == mark
     (tmp_path/'b/2.png').write_bytes(b''); os.utime(tmp_path/'b/2.png', ns=(1, 1))
     marks.append(Files(names, 6, tmp_path/'b').fingerprint)
-    assert marks[0] == mark and len(set(marks)) == len(marks) == 8 and all(len(m) == 16 for m in marks)
+    assert marks[0] == mark and len(set(marks)) == len(marks) == 7 and all(len(m) == 16 for m in marks)
     assert Files([], 6).fingerprint == f.rows([]).fingerprint
     assert fingerprint('images', f) == fingerprint('images', f.fingerprint) != fingerprint('images', f.at(7))
+
+def test_two_folders_with_equal_names_sizes_and_times(tmp_path, monkeypatch):
+    "Content decides: neither scans nor features of the one are those of the other"
+    from noisynb import audit
+    monkeypatch.setenv('NOISYNB_CACHE', str(tmp_path/'cache'))
+    sides = {}
+    for side in 'ab':
+        for i in range(4):
+            path = save(tmp_path/side/f'{i}.bmp', noise(6, 6))
+            os.utime(path, ns=(0, 0))
+        sides[side] = Files([f'{i}.bmp' for i in range(4)], 32, tmp_path/side)
+    a, b = (s.fingerprint for s in sides.values())
+    assert a != b
+    keys = {side: [f['sha256'] for f in audit.scanned(files)] for side, files in sides.items()}
+    assert all(keys[side] == [hashlib.sha256((tmp_path/side/f'{i}.bmp').read_bytes()).hexdigest() for i in range(4)] for side in 'ab')
+    brightness = Extractor('mean', '0', '', lambda x: x.mean((1, 2)))
+    rows = {side: stored(dict(train=files), brightness)['train'] for side, files in sides.items()}
+    assert not np.array_equal(rows['a'], rows['b']) and np.allclose(rows['b'], np.asarray(sides['b']).mean((1, 2)))
+
+def test_digests_are_read_again_only_if_a_file_may_have_changed(tmp_path, monkeypatch):
+    from noisynb import disk
+    monkeypatch.setenv('NOISYNB_CACHE', str(tmp_path/'cache'))
+    paths = [save(tmp_path/f'{i}.png', noise(6, 6)) for i in range(3)]
+    opened, real = [], disk.hashlib.file_digest
+    monkeypatch.setattr(disk.hashlib, 'file_digest', lambda f, kind: opened.append(Path(f.name).name) or real(f, kind))
+    first = disk.file_digests(paths, settled=-1)
+    assert sorted(opened) == ['0.png', '1.png', '2.png']
+    again = disk.file_digests(paths, settled=-1)
+    assert len(opened) == 3 and (first == again).all()
+    old = paths[1].stat()
+    paths[1].write_bytes(paths[1].read_bytes()[::-1]); os.utime(paths[1], ns=(old.st_atime_ns, old.st_mtime_ns))
+    changed = disk.file_digests(paths, settled=-1)
+    assert opened[3:] == ['1.png'] and (changed != first).any(1).tolist() == [False, True, False]
+    disk.file_digests(paths[:1]); disk.file_digests([save(tmp_path/'new.png', noise(6, 6))]); disk.file_digests([tmp_path/'new.png'])
+    assert opened[4:] == ['new.png']*2   # just written, so not kept
+    (tmp_path/'cache/digests.sqlite').write_bytes(b'no database')
+    assert (disk.file_digests(paths) == changed).all() and len(opened) == 9
 
 # ---- what can be wrong
 

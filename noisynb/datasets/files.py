@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from ..core import NoisynbError, threads
 from ..show import track
-from ..disk import fingerprint
+from ..disk import file_digests, fingerprint
 
 # %% ../../nbs/03_datasets/02_files.ipynb #b2eb78c3
 class _Unusable(Exception):
@@ -174,13 +174,8 @@ class Files:
 
     @functools.cached_property
     def fingerprint(self)->str:
-        "16 hexadecimal digits of names, sizes in bytes, times of change and `size`; computed once, no file is opened"
-        def state(i):
-            try: s = os.stat(self.path(i))
-            except (OSError, ValueError): return -1, -1
-            return s.st_size, s.st_mtime_ns
-        states = np.array([state(i) for i in range(len(self))], np.int64).reshape(-1, 2)
-        return fingerprint(f'files {self.size}', np.frombuffer('\0'.join(self.paths).encode('utf-8', 'surrogatepass'), np.uint8), states)
+        "16 hexadecimal digits of the content of the files, in their order, and of `size`; computed once"
+        return fingerprint(f'files {self.size}', file_digests([self.path(i) for i in range(len(self))]))
 
 def _plain(path):
     "A path for a message: in quotes, with escapes, if it holds what can't be printed"

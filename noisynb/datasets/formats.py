@@ -6,7 +6,7 @@
 __all__ = ['Source', 'read_idx', 'SafeUnpickler', 'read_pickle', 'read_cifar', 'read_human', 'read_arrays', 'read_npz']
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #40c80876
-import collections, gzip, hashlib, http.client, io, math, pickle, re, tarfile, urllib.request, zipfile
+import collections, gzip, hashlib, http.client, io, math, os, pickle, re, tarfile, urllib.request, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Source:
     def find(self, folder)->Path|None:
         "The first of its places that is there, and complete"
         here = lambda p: p.is_file() or self.inside and all(any((p/n).exists() for n in names.split('|')) for names in self.inside)
-        return next((p for p in (Path(folder)/Path(q).expanduser() for q in self.places) if here(p)), None)
+        return next((p for p in (Path(folder)/os.path.expanduser(q) for q in self.places) if here(p)), None)
 
     def fetch(self, folder)->Path:
         "Download it to its last place below `folder`, if its checksum is right"

@@ -207,7 +207,8 @@ def choose(
 ): # name of the embedding, and why
     "The best that is on this machine"
     if min(images.shape[1:3]) < 16: return 'pca:64', f'images of {images.shape[2]}x{images.shape[1]} pixels are too small for a network'
-    hub = Path(os.environ.get('HF_HUB_CACHE') or Path(os.environ.get('HF_HOME') or '~/.cache/huggingface').expanduser()/'hub')
+    home = os.path.expanduser(os.environ.get('HF_HOME') or '~/.cache/huggingface')
+    hub = Path(os.environ.get('HF_HUB_CACHE') or Path(home)/'hub')
     for name in backbones if find_spec('timm') else ():
         weights = sorted(hub.glob(f'models--timm--{name[5:]}/snapshots/*/model.safetensors')) if name.startswith('timm:') else []
         if weights: return f'{name}?weights={quote(str(weights[-1]))}' + '&size=224'*('dinov2' in name), 'its weights are on this machine'

@@ -6,14 +6,14 @@
 __all__ = ['provenance', 'result_schema', 'Result', 'read_result', 'write_json', 'pack', 'unpack']
 
 # %% ../nbs/15_record.ipynb #d8471581
-import base64, json, math, platform, subprocess
+import base64, json, platform, subprocess
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
 import numpy as np
 from .core import NoisynbError, hardware, threads, versions
 from .show import Table
-from .disk import atomic_write
+from .disk import atomic_write, read_json
 
 # %% ../nbs/15_record.ipynb #dffba20a
 def _git(*args):
@@ -50,7 +50,7 @@ class Result(dict):
         import jsonschema
         best = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(result_schema()).iter_errors(dict(self)))
         if best: raise NoisynbError(f'the record does not fit its schema at {"/".join(map(str, best.absolute_path)) or "the top"}: {best.message}')
-        odd = [k for k, v in self.items() if isinstance(v, float) and not math.isfinite(v)]
+        odd = [k for k, v in self.items() if isinstance(v, (int, float)) and not abs(v) < 1e300]
         if odd: raise NoisynbError(f'the record has {self[odd[0]]} at {odd[0]}; None stands for what is not known')
         return self
 
@@ -68,10 +68,9 @@ def read_result(
 ) -> Result:
     "The record in the file at `path`"
     path = Path(path)
-    try: content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise NoisynbError(f'there is no file {path}') from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise NoisynbError(f'{path} is not a readable notebook or record ({e}); run the experiment again') from e
+    if not path.is_file(): raise NoisynbError(f'there is no file {path}')
+    try: content = read_json(path)
+    except NoisynbError as e: raise NoisynbError(f'{path} is not a readable notebook or record ({e}); run the experiment again') from e
     if path.suffix == '.ipynb':
         try: found = [o['data'][Result.mime] for c in content['cells'] for o in c.get('outputs', []) if Result.mime in o.get('data', {})]
         except (AttributeError, KeyError, TypeError) as e:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['schedules', 'ImageSet', 'FileSet', 'flip_option', 'image_set', 'batches', 'autocast', 'sgd', 'layer_chance',
            'set_rate', 'paced', 'step', 'one_pass', 'evaluate', 'Schedule', 'Rate', 'State', 'write_checkpoint',
-           'read_checkpoint', 'train']
+           'read_checkpoint', 'resume', 'train']
 
 # %% ../nbs/12_training.ipynb #9a9439bb
 import math, time, zipfile
@@ -337,11 +337,28 @@ def read_checkpoint(
     except Exception as e: # what torch.load raises for bytes that it did not write can be anything
         raise NoisynbError(f'{path} is no readable checkpoint ({str(e).partition(chr(10))[0][:100]}); remove it to start anew, or give another path') from e
     if not isinstance(content, dict) or content.get('format') != 'noisynb-checkpoint-1': raise NoisynbError(f'{path} is not a checkpoint of a training run; give another path')
+    if not isinstance(content.get('identity'), dict): raise _not_whole(path)
     theirs, mine = content['identity'], identity or {}
     if other := [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]:
         k = other[0]
         raise NoisynbError(f'{path} is of another run: {k} was {theirs.get(k)} and is {mine.get(k)}' + f' ({", ".join(other[1:])} differ, too)'*(len(other) > 1) + '; remove it to start anew, or give another path')
     return content
+
+def _not_whole(path, why='parts of it are missing'):
+    return NoisynbError(f'{path} is not a whole checkpoint ({why}); remove it to start anew, or give another path')
+
+def resume(
+    state:State, # takes over what was kept
+    done:dict, # from `read_checkpoint`
+    path, # of the checkpoint, for messages
+    *names, # of what else is wanted
+)->list: # of these
+    "Go on from a checkpoint"
+    try:
+        state.load_state_dict(done['state'])
+        return [done[name] for name in names]
+    except NoisynbError: raise
+    except Exception as e: raise _not_whole(path, f'{type(e).__name__}: {str(e).partition(chr(10))[0][:100]}') from e # torch has no one class of errors
 
 # %% ../nbs/12_training.ipynb #0b7412b5
 def train(
@@ -357,8 +374,7 @@ def train(
 )->list: # the history: a dict for each epoch
     "Train for some epochs, or for some time"
     done = read_checkpoint(checkpoint, identity) if checkpoint else None
-    if done: state.load_state_dict(done['state'])
-    history, progress, spent = (done['history'], done['progress'], done['spent']) if done else ([], 0., 0.)
+    history, progress, spent = resume(state, done, checkpoint, 'history', 'progress', 'spent') if done else ([], 0., 0.)
     if minutes is None and epochs > len(history) and progress > len(history)/epochs + 1e-9: raise NoisynbError(f'{checkpoint} holds {len(history)} epochs of a shorter run, whose learning rate has come down already; remove it to start anew, or give another path')
     begun, written, cost = time.perf_counter() - spent, -math.inf, 0.
     def keep(spent): write_checkpoint(checkpoint, dict(identity=identity or {}, state=state.state_dict(), history=history, progress=progress, spent=spent))

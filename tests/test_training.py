@@ -450,3 +450,13 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path):
     done = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.stdout.endswith('same bits\n'), done.stdout + done.stderr
     print(done.stdout)
+
+@pytest.mark.parametrize('change', [lambda c: {'format': c['format']}, lambda c: c | {'identity': []}, lambda c: {k: v for k, v in c.items() if k != 'state'}, lambda c: c | {'state': []},
+    lambda c: c | {'state': {**c['state'], 'networks': [{}]}}, lambda c: {k: v for k, v in c.items() if k != 'history'}])
+def test_a_checkpoint_that_is_not_whole_is_named(tmp_path, change):
+    path = tmp_path/'a.pt'
+    state = lambda: State(networks=[torch.nn.Linear(2, 2)], start=None)
+    go = lambda: train(state(), lambda epoch, rate: dict(loss=0.), Schedule(.1), 1, checkpoint=str(path), verbose=False)
+    go()
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(NoisynbError, match='a.pt is (not a whole|no|not a) checkpoint|the state has'): go()

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from ..core import NoisynbError, check_number, unknown
-from ..disk import portable
+from ..disk import portable, read_json
 from ..experiment import Config, defaults
 
 # %% ../../nbs/18_sweeps/00_grids.ipynb #41d8b620
@@ -80,14 +80,14 @@ def read_record(
     path, # of a notebook, beside which the record is
 ): # dict, or None where there is none that can be read
     "The record of a run"
-    try: found = json.loads(Path(path).with_suffix('.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError): return None
+    try: found = read_json(Path(path).with_suffix('.json'))
+    except NoisynbError: return None
     return found if isinstance(found, dict) and isinstance(found.get('provenance'), dict) else None
 
 def made_by(record:dict): # the key of a Config, or None where what was asked for cannot be understood
     "What made a record"
     try: return Config.of(record).key
-    except (NoisynbError, KeyError, ValueError, TypeError, AttributeError): return None
+    except (NoisynbError, KeyError, ValueError, TypeError, AttributeError): return None # whatever somebody wrote
 
 # %% ../../nbs/18_sweeps/00_grids.ipynb #082e4531
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,8 @@ def read_grid(
         if path.suffix == '.toml': found = tomllib.loads(text)
         else: found = yaml.safe_load(text)
     except FileNotFoundError: raise NoisynbError(f'there is no grid file {path}') from None
-    except (OSError, ValueError) as e: raise NoisynbError(f'{path} cannot be read as a grid: {e}') from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise NoisynbError(f'{path} cannot be read as a grid: {str(e)[:200] or type(e).__name__}') from None
     except yaml.YAMLError as e: raise NoisynbError(f'{path} is not YAML or JSON: {" ".join(str(e).split())}') from None
     if not isinstance(found, dict): raise NoisynbError(f'{path} holds no grid; write a section [grid] with lists of values')
     return found

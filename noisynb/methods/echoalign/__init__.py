@@ -12,19 +12,19 @@ import tempfile, time, warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
-import torch
 from torch.nn import functional as F
+import torch
 from ...core import NoisynbError, option, torch_generator
 from ...disk import cache_folder
+from ...neighbors import NeighborGraph
+from ...networks import Trunk
+from ...losses import make_loss
+from ...training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, resume, sgd, write_checkpoint
+from ..images import ImageMethod, in_epochs, option_loss
 from .early import believe
 from .echomod import echo_cache
 from .controlnet import echomods, make_echomod
 from .echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features
-from ...losses import make_loss
-from ..images import ImageMethod, in_epochs, option_loss
-from ...neighbors import NeighborGraph
-from ...networks import Trunk
-from ...training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, sgd, write_checkpoint
 
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #7b67afac
 def group_weights(
@@ -120,7 +120,7 @@ def once(
 )->State: # with `seconds`
     "What was made before a stop, or is made now"
     state.seconds = 0.
-    if path and (done := read_checkpoint(path, identity)): state.load_state_dict(done['state'])
+    if path and (done := read_checkpoint(path, identity)): resume(state, done, path)
     else:
         make(state)
         state.seconds = time.perf_counter() - begun

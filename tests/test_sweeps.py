@@ -447,3 +447,18 @@ def test_the_command_on_a_cluster(tmp_path, token):
         assert all(json.loads(l)['node'] for l in (tmp_path/'r/.noisynb-sweep/log.jsonl').read_text().splitlines())
         p = go()
     assert p.returncode == 0 and '2 runs; 2 finished before; 0 now; 0 failed' in p.stdout and claims(tmp_path/'r') == [], p.stdout + p.stderr
+
+def test_a_step_of_the_clock_makes_no_claim_dead(tmp_path, monkeypatch):
+    import psutil
+    ledger = sweeps.Ledger(tmp_path).open()
+    assert ledger.claim('a'*16) and ledger.busy('a'*16)
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, 'create_time', lambda self: real(self) + 3600)
+    assert ledger.busy('a'*16) and not sweeps.Ledger(tmp_path).claim('a'*16)
+
+def test_a_number_that_another_process_has_now_is_no_claim(tmp_path):
+    ledger = sweeps.Ledger(tmp_path).open()
+    ledger.claim('b'*16)
+    path = next(ledger.claims.glob('b*'))
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(started=17)))
+    assert not ledger.busy('b'*16)

@@ -49,12 +49,16 @@ def _here():
         except OSError: pass
     return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]
 
+def _started(pid):
+    "When a process began: in ticks since the machine was started, which no step of the clock changes, where the system says"
+    import psutil
+    try: return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19])
+    except (OSError, ValueError, IndexError): return psutil.Process(pid).create_time()
+
 def _alive(pid, started):
     "Whether the process runs that had this number then"
     import psutil
-    try:
-        p = psutil.Process(pid)
-        return abs(p.create_time() - started) < 2 and p.status() != psutil.STATUS_ZOMBIE
+    try: return abs(_started(pid) - started) < 2 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error: return False
 
 # %% ../../nbs/18_sweeps/02_sweeps.ipynb #d43f0504
@@ -74,8 +78,7 @@ class Ledger:
     def _held(self, key): return sorted((p for p in self.claims.glob(f'{key}.*') if p.stem == key and p.suffix[1:].isdecimal()), key=lambda p: int(p.suffix[1:]))
 
     def _who(self, pid):
-        import psutil
-        return json.dumps(dict(host=self.host, pid=pid, started=psutil.Process(pid).create_time()))
+        return json.dumps(dict(host=self.host, pid=pid, started=_started(pid)))
 
     def busy(self, key, held=None)->bool:
         "Whether a living process holds the run"
@@ -86,7 +89,7 @@ class Ledger:
             who = json.loads(held[-1].read_text())
             return _alive(who['pid'], who['started']) if who['host'] == self.host else age < patience
         except FileNotFoundError: return False
-        except (ValueError, KeyError, TypeError): return age < patience # just being written, or damaged
+        except (ValueError, KeyError, TypeError, OverflowError): return age < patience # just being written, or damaged
 
     def _age(self, path):
         "Seconds since the last sign of life, by the clock of the disk"

@@ -49,8 +49,10 @@ def _in_notebook():
 @contextmanager
 def live_table(): # a function that appends one row, given as keyword arguments
     "A table that grows in place while a loop runs"
-    from IPython.display import display
-    rows, shown = [], display(Table([]), display_id=True) if _in_notebook() else None
+    rows, shown = [], None
+    if _in_notebook():
+        from IPython.display import display
+        shown = display(Table([]), display_id=True)
     def add(**row):
         rows.append(row)
         if shown: shown.update(Table(rows))

@@ -185,9 +185,12 @@ def test_the_table_of_the_readme_is_that_of_the_records(monkeypatch):
 def test_the_packages_asked_for_are_those_that_are_used():
     project = tomllib.loads((root/'pyproject.toml').read_text())['project']
     asked = {re.match(r'[\w-]+', r)[0].lower() for r in project['dependencies']}
-    names = {'faiss-cpu': 'faiss', 'scikit-learn': 'sklearn', 'pillow': 'PIL', 'pyyaml': 'yaml', 'ipykernel': None} # a kernel is run, not imported
+    names = {'faiss-cpu': 'faiss', 'scikit-learn': 'sklearn', 'pillow': 'PIL', 'pyyaml': 'yaml', 'ipykernel': None, 'beautifulsoup4': 'bs4', 'ipython': 'IPython', 'jupyter-client': 'jupyter_client'} # a kernel is run, not imported
     used = {i.split('.')[0] for mod in modules for i in imports(ast.parse(mod.read_text()), package(mod))}
     assert [r for r in asked if names.get(r, r) and names.get(r, r) not in used] == []
+    extras = {'cleanlab', 'diffusers', 'transformers', 'timm', 'onnxruntime', 'ray', 'pyarrow', 'pynvml', 'latex2mathml'}
+    own = {'noisynb', *(name(m).split('.')[0] for m in modules)}
+    assert used - {names.get(r, r) for r in asked} - extras - own - set(sys.stdlib_module_names) == set(), 'imported and not declared'
 
 def test_nothing_names_a_machine():
     "No path of this machine, of a home folder or of an installed library, and in reports no host name"

@@ -460,3 +460,17 @@ def test_a_checkpoint_that_is_not_whole_is_named(tmp_path, change):
     go()
     torch.save(change(torch.load(path, weights_only=True)), path)
     with pytest.raises(NoisynbError, match='a.pt is (not a whole|no|not a) checkpoint|the state has'): go()
+
+def test_training_needs_no_ipython():
+    "Methods on images train where a terminal is all there is"
+    code = '''import sys
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('IPython', 'papermill', 'nbformat', 'matplotlib'): raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Gone())
+import numpy as np
+from noisynb.methods import make
+X, y = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1), dtype=np.uint8), np.arange(40) % 2
+print(len(make('ce', epochs=2).fit(X, y).history_))'''
+    import subprocess, sys
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '2'

@@ -388,3 +388,13 @@ def test_digits_figures(rate):
     models = KNN(11, standardize=True), ANN(standardize=True), WANN(standardize=True)
     got = [round(100*m.fit(X, given_labels).score(Q, target), 2) for m in models]
     assert got == [v for v in digits_table[rate] if v is not None]
+
+@pytest.mark.parametrize('kind', [np.float64, np.float32])
+def test_filtered_lda_on_columns_that_are_constant_among_the_kept(kind):
+    "z-scored pixels that vary by rounding alone; scikit-learn's LDA would divide by that"
+    from sklearn.datasets import load_digits
+    from noisynb.noise import corrupt
+    X, y = load_digits(return_X_y=True)
+    for seed in range(4):
+        model = WANN(standardize=True, reduce='flda').fit(X[:1200].astype(kind), corrupt(y[:1200], 'symmetric', .4, seed).given)
+        assert model.score(X[1200:].astype(kind), y[1200:]) > .85

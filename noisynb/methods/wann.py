@@ -123,9 +123,16 @@ def _clamp(k_min, k_max, n, small='clamp'):
 def _lda(X, codes, n_components=None):
     "Mean (d,) and projection (d, n_components) of linear discriminant analysis"
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    lda = LinearDiscriminantAnalysis().fit(X, codes)
+    lda = LinearDiscriminantAnalysis().fit(_flattened(X, codes), codes)
     most = min(len(lda.classes_) - 1, X.shape[1])
     return lda.xbar_.astype(X.dtype), lda.scalings_[:, :most if n_components is None else whole_number(n_components, 'n_components')].astype(X.dtype)
+
+def _flattened(X, codes):
+    "`X` with columns that vary within no class, but for rounding, made exactly constant in each; LDA divides by that spread"
+    rows = np.unique(codes, return_inverse=True)[1]
+    inner = np.stack([X[rows == c].mean(0, dtype=np.float64) for c in range(rows.max() + 1)])[rows]
+    flat = np.abs(X - inner).max(0) <= 1e-9*np.abs(X).max(0)
+    return np.where(flat, inner.astype(np.float32), X).astype(X.dtype) if flat.any() else X # short numbers, whose means are exact
 
 def _pca(X, n_components=200):
     "Mean (d,) and projection (d, n_components) of principal component analysis"

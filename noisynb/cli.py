@@ -88,7 +88,7 @@ def _sweep(args):
 # %% ../nbs/21_cli.ipynb #01682624
 def _methods():
     from noisynb.methods import methods
-    return {name: about for name, (_, about) in methods.items()}
+    return {name: entry.about for name, entry in methods.items()}
 
 def _datasets():
     from noisynb.datasets import available, datasets

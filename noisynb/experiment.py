@@ -45,9 +45,7 @@ def estimator(
         if value is not None and name not in known:
             raise NoisynbError(f'{name} is {value!r}, but {method} does not train in epochs; leave {name} out')
     fitting = dict(random_state=seed, device=pick_device(device), epochs=epochs, time_budget=time_budget)
-    if 'flip' in known and find_set(dataset):
-        from noisynb.augment import flips
-        fitting['flip'] = flips(dataset)
+    if 'flip' in known and (spec := find_set(dataset)): fitting['flip'] = spec.mirrored
     return make(method, **{k: v for k, v in fitting.items() if k in known and v is not None} | given)
 
 # %% ../nbs/17_experiment.ipynb #c0f19a02
@@ -196,8 +194,8 @@ def add_noise(
     spec = find_set(data.name)
     if spec and not spec.truth:
         warnings.warn(f'labels of {data.name} are wrong as they come, and which is not known: what is said of label errors counts the added ones only')
-    named = spec.asymmetric if spec else 'pair'
-    mapping = None if noise_type != 'asymmetric' else named if named != 'pair' else np.roll(range(data.n_classes), -1)
+    next_class = np.roll(range(data.n_classes), -1)
+    mapping = (spec and spec.asymmetric or next_class) if noise_type == 'asymmetric' else None
     return corrupt(data.train, noise_type, noise_rate, seed, n_classes=data.n_classes, mapping=mapping, superclasses=data.superclasses)
 
 # %% ../nbs/17_experiment.ipynb #f7cfd401

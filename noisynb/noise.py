@@ -11,6 +11,8 @@ import random
 from dataclasses import dataclass, replace
 import numpy as np
 from .core import NoisynbError, generator, unknown
+from .datasets import datasets
+from .datasets.base import next_in_group
 from .show import Table
 
 # %% ../nbs/04_noise.ipynb #35831b5d
@@ -22,21 +24,17 @@ def _rate(rate, name='rate'):
     return float(rate)
 
 # %% ../nbs/04_noise.ipynb #40dcebd8
-maps = {
-    'cifar10': {9: 1, 2: 0, 3: 5, 5: 3, 4: 7},                     # truck > automobile, bird > airplane, cat <> dog, deer > horse
-    'mnist': {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},                       # digits written alike
-    'cifar100-block': {i: i//5*5 + (i+1)%5 for i in range(100)},   # the next of each five class numbers
-    'cifar100-superclass': None,                                   # the next class of the same superclass, from the data set
-    'dermamnist': {i: (i+1)%7 for i in range(7)},                  # the next of seven skin lesions
-}
+maps = {name: datasets[name].asymmetric for name in ('cifar10', 'mnist', 'dermamnist')} | {
+    'cifar100-block': next_in_group([c//5 for c in range(100)]), # the next of each five class numbers
+    'cifar100-superclass': None} # the next class of the same superclass, whichever these are
 
 # %% ../nbs/04_noise.ipynb #670b29e5
 def _within(superclasses, n_classes):
-    "Each class is taken for the next one of its superclass, the last for the first"
+    "The map within the superclasses that were given"
     if superclasses is None or len(superclasses) != n_classes:
-        raise NoisynbError(f"map 'cifar100-superclass' needs one superclass for each of the {n_classes} classes; pass superclasses=data.superclasses")
-    groups = [np.flatnonzero(np.asarray(superclasses) == s) for s in np.unique(superclasses)]
-    return {a: b for g in groups for a, b in zip(g, np.roll(g, -1))}
+        raise NoisynbError(f"map 'cifar100-superclass' needs one superclass for each of the {n_classes} classes; "
+                           'pass superclasses=data.superclasses')
+    return next_in_group(superclasses)
 
 def targets(
     mapping, # a name in `maps`, a dict {class: what it is taken for}, or one target for each class

@@ -5,6 +5,7 @@ from hypothesis import given, settings, strategies as st
 from noisynb.core import NoisynbError
 from noisynb import datasets as D
 from noisynb.datasets import Dataset, Split, available, load, standard
+from noisynb.datasets.base import next_in_group
 from noisynb.datasets.formats import read_npz
 
 rng = np.random.default_rng(0)
@@ -98,7 +99,7 @@ def test_digits_are_scikit_learns():
 def test_registry_is_light_and_complete(tmp_path):
     code = "import sys; from noisynb.datasets import available, datasets; available('digits'); print([m for m in ('torch', 'sklearn', 'scipy', 'pandas', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
-    assert list(standard.standard_sets) == ['digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n']
+    assert {'digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n'} <= set(standard.standard_sets)
     assert available('digits', tmp_path) and not any(available(n, tmp_path) for n in ('mnist', 'cifar10', 'cifar100', 'cifar10n', 'cifar100n'))
     assert D.datasets['cifar10n'].human == ('aggre', 'random1', 'random2', 'random3', 'worst')
     for s in standard.standard_sets.values(): assert len(set(s.classes)) == len(s.classes) and all(len(f.sha256) == 64 and f.url.startswith('https://') for f in s.sources)
@@ -115,6 +116,33 @@ def test_official_names_and_families():
     of = lambda *cs: {families[names.index(c)] for c in cs}
     assert len(of('maple_tree', 'oak_tree', 'palm_tree', 'pine_tree', 'willow_tree')) == len(of('baby', 'boy', 'girl', 'man', 'woman')) == len(of('bed', 'chair', 'couch', 'table', 'wardrobe')) == 1
     assert of('lawn_mower', 'rocket', 'streetcar', 'tank', 'tractor') == {19} and of('bicycle', 'bus', 'motorcycle', 'pickup_truck', 'train') == {18}
+
+def test_every_entry_is_whole():
+    sets = D.datasets | {n: D.find_set(n) for n in ('dermamnist_64', 'organamnist_224')}
+    assert len({s.title for s in sets.values()}) == len(sets)
+    for name, s in sets.items():
+        plain = lambda text: text.split(' (')[0].lower().replace('-', '')
+        assert plain(s.title) == plain(name.replace('-imagenet', '').replace('-both', '').split('_')[0]), 'as its authors write it, but its name'
+        classes = set(range(len(s.classes)))
+        assert s.asymmetric is None or set(s.asymmetric) | set(s.asymmetric.values()) <= classes and all(a != b for a, b in s.asymmetric.items())
+        assert s.superclasses is None or len(s.superclasses) == len(classes)
+
+@pytest.mark.parametrize('name, title', [('organsmnist', 'OrganSMNIST'), ('octmnist_128', 'OCTMNIST (128x128)'), ('cifar100n', 'CIFAR-100N'), ('fashion-mnist', 'Fashion-MNIST')])
+def test_a_set_is_written_as_its_authors_write_it(name, title): assert D.find_set(name).title == title
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_the_next_in_a_group_goes_round(groups):
+    to = next_in_group(groups)
+    assert sorted(to) == sorted(to.values()) == list(range(len(groups))) and all(groups[a] == groups[b] for a, b in to.items())
+    for c in to:
+        path = [c]
+        while to[path[-1]] != c: path.append(to[path[-1]])
+        assert len(path) == groups.count(groups[c])
+
+def test_networks_mirror_images_that_keep_their_class():
+    from noisynb.experiment import estimator
+    assert [estimator('ce', dataset=d).flip for d in ('digits', 'mnist', 'organsmnist_224', 'cifar10', 'bloodmnist')] == [False]*3 + [True]*2
+    assert estimator('ce', dataset='a folder of mine').flip == estimator('ce').flip and estimator('ce', dict(flip=True), dataset='digits').flip is True
 
 def test_unknown_and_missing_are_answered(tmp_path):
     with pytest.raises(NoisynbError, match="did you mean 'fashion-mnist'"): load('fashion_mnist')

@@ -13,6 +13,7 @@ from noisynb.core import NoisynbError
 from noisynb.datasets import Dataset, Split, datasets, load
 from noisynb.experiment import Config, add_noise, prepare, run
 from noisynb.disk import portable
+from noisynb.methods import make
 from noisynb.published import published_for
 
 small = dict(n_train=240, seed=3)
@@ -192,7 +193,7 @@ def test_human_labels_in_the_record(monkeypatch):
     data = tiny()
     monkeypatch.setattr(experiment, 'load', lambda *a: data)
     monkeypatch.setattr(experiment, 'available', lambda *a: True)
-    monkeypatch.setitem(datasets, 'tiny', SimpleNamespace(human=('worst',), asymmetric='pair'))
+    monkeypatch.setitem(datasets, 'tiny', SimpleNamespace(human=('worst',), asymmetric=None, mirrored=True))
     r = run(dataset='tiny', noise_type='worst', noise_rate=.9, options={'k_min': 3, 'k_max': 7}).result
     assert r['noise_rate'] is None and r['noise_rate_realised'] == .25 and 'noise_rate' not in r['provenance']['command']
 
@@ -209,12 +210,47 @@ def test_no_noise():
     assert all(v is None for k, v in r.items() if k.startswith('label_error_'))
 
 
-def test_published_figures_need_the_same_setting():
-    figure = next(p for p in published.published if p['where']['method'] == 'wann' and p['where']['noise_rate'] == .4)
-    record = dict(figure['where'], seed=0)
-    assert published_for(record) == (.907, figure['source']) and 'replication' in figure['source']
-    for key, other in dict(dataset='cifar100', n_train=50_000, embedding='raw', noise_rate=.2, method='ann', options={'k_max': 31}).items():
-        assert published_for(record | {key: other})[0] != .907
+other = dict(method='ce', dataset='svhn', noise_type='matrix', noise_rate=.33, n_train=1234, n_test=99, epochs=17, device='cpu', embedding='clip.npz', imbalance=.1, options=dict(recipe='fast'))
+
+@pytest.mark.parametrize('figure', published.published, ids=lambda f: '-'.join(str(f.where[k]) for k in ('method', 'dataset', 'noise_type', 'noise_rate')))
+def test_a_figure_is_found_by_its_setting_and_by_no_other(figure):
+    assert published_for(figure.where | dict(seed=4)) == (figure.accuracy, figure.told)
+    assert set(figure.where) <= set(other) and {'method', 'dataset', 'noise_type', 'noise_rate', 'n_train', 'n_test', 'embedding', 'imbalance', 'options'} <= set(figure.where)
+    for key in figure.where:
+        assert published_for(figure.where | {key: other[key]}) == (None, None) == published_for({k: v for k, v in figure.where.items() if k != key}), key
+    assert published_for(figure.where | dict(options=figure.where['options'] | dict(learning_rate=.5))) == (None, None)
+
+def test_figures_are_fractions_of_settings_that_can_be_run():
+    assert all(0 < x < 1 for f in published.published for x in (f.accuracy, f.best, f.deviation) if x is not None)
+    assert all(f.source and f.epoch in ('', 'last', 'best') and (f.best is None or f.best >= f.accuracy) for f in published.published)
+    for f in published.published:
+        w, model, spec = f.where, make(f.where['method'], **f.where['options']), datasets[f.where['dataset']]
+        assert w['noise_type'] in ('none', *experiment.noise_with_rate, *spec.human) and (w['noise_rate'] is None) == (w['noise_type'] in spec.human)
+        if recipe := w['options'].get('recipe'): assert model.recipes[recipe]['epochs'] == w['epochs'] and w['options'].get('setting') in (None, *model.settings)
+    assert len({json.dumps(f.where, sort_keys=True) for f in published.published}) == len(published.published)
+
+def of(method, dataset, kind, rate=None, **more):
+    "A record of a network on all of CIFAR"
+    return dict(method=method, dataset=dataset, noise_type=kind, noise_rate=rate, n_train=50_000, n_test=10_000, imbalance=None, embedding=None, device='cuda', epochs=300, seed=0) | more
+
+def test_figures_stand_beside_the_published_recipe_and_no_other():
+    mix = of('dividemix', 'cifar10', 'symmetric-included', .5)
+    told = 'Li et al. 2020, arXiv:2002.07394, Table 1, last epoch'
+    assert published_for(mix | dict(options=dict(recipe='published', setting='cifar10-symmetric-50'))) == (.944, told)
+    assert published_for(mix | dict(options=dict(recipe='published'), device='cuda:1')) == (.944, f'{told}, there with values chosen for this noise')
+    for options in ({}, dict(recipe='fast'), dict(recipe='published', setting='cifar10-symmetric-20'), dict(recipe='published', epochs=300)): assert published_for(mix | dict(options=options)) == (None, None)
+    human = of('promix', 'cifar10n', 'worst')
+    assert published_for(human | dict(options=dict(recipe='published', setting='cifar10n'), epochs=600))[0] == .9634
+    assert published_for(human | dict(options=dict(recipe='lmnl', setting='cifar10n'), epochs=420))[0] == .9616
+    assert published_for(of('promix', 'cifar100n', 'human', options=dict(recipe='published'), epochs=600))[0] == .7379
+    assert published_for(of('smr', 'cifar10', 'symmetric-included', .5, options=dict(recipe='published'))) == (None, None)
+    assert published_for(of('dividemix', 'cifar100', 'symmetric-included', .8, options=dict(recipe='published')))[1].startswith(f'{told[:-10]}best epoch')
+
+def test_the_figure_of_a_run_is_in_its_record(monkeypatch):
+    r = run(**small).result
+    figure = published.Figure({k: r[k] for k in ('method', 'dataset', 'n_train', 'options')}, .5, 'A. Author', 'last')
+    monkeypatch.setattr(published, 'published', [figure])
+    assert r['published_accuracy'] is None and run(**small).result['published_source'] == 'A. Author, last epoch'
 
 
 def test_command_makes_the_same_run(wann):
@@ -296,9 +332,3 @@ def test_the_control_of_a_method_stands_beside_it():
     this, alone = run(**few, options=dict(echomod='identity')), run(**few, options=dict(echomod='identity', mode='control'))
     assert this.result['baseline_accuracy'] == {'control': alone.result['test_accuracy']} and alone.result['baseline_accuracy'] == {}
     assert this.baselines['control'].mode == 'control' and this.model.mode != 'control'
-
-def test_published_figures_need_the_whole_data_set():
-    same = dict(method='dividemix', dataset='cifar10', options={}, noise_type='symmetric-included', noise_rate=.5, n_train=50_000)
-    assert published_for(same)[0] == .944 and published_for(same | dict(options=dict(epochs=1)))[0] is None and published_for(same | dict(n_train=5_000))[0] is None and published_for(same | dict(noise_type='symmetric'))[0] is None
-    promix = dict(method='promix', dataset='cifar10n', options={}, noise_type='worst', noise_rate=None, n_train=50_000)
-    assert published_for(promix)[0] == pytest.approx(.9634) and published_for(promix | dict(dataset='cifar10', noise_type='symmetric-included', noise_rate=.5))[0] == pytest.approx(.973)

@@ -288,7 +288,7 @@ def test_clothing1m_refuses(tmp_path):
 
 def med(name, size=28, n=(7, 3, 4), classes=None, **changes):
     r = np.random.default_rng(len(name))
-    C = classes or len(A._medmnist[name][1].split('|'))
+    C = classes or len(A._medmnist[name][2].split('|'))
     a = {}
     for part, m in zip(('train', 'val', 'test'), n):
         a[f'{part}_images'] = r.integers(0, 256, (m, size, size) + (3,)*(name in ('pathmnist', 'dermamnist', 'retinamnist', 'bloodmnist')), np.uint8)
@@ -378,6 +378,14 @@ def test_usual_asymmetric_maps(tmp_path):
     from noisynb.noise import targets
     assert targets(A.large_sets['animal10n'].asymmetric, 10).tolist() == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8]
     assert targets(D.find_set('dermamnist_224').asymmetric, 7).tolist() == [1, 2, 3, 4, 5, 6, 0]
+    assert {n for n, s in A.large_sets.items() if s.asymmetric} == {'animal10n', 'dermamnist'}
+
+def test_ones_own_file_may_have_the_name_of_a_set_that_is_refused(tmp_path):
+    from noisynb.experiment import add_noise
+    from noisynb.reports.run_page import data_name
+    np.savez(tmp_path/'chestmnist.npz', **med('pneumoniamnist'))
+    data = load(tmp_path/'chestmnist.npz')
+    assert data.name == data_name(data.name) == 'chestmnist' and add_noise(data, 'pair', .5).rate > 0
 
 @pytest.mark.parametrize('name, parts', [
     ('animal10n', ('animal10n', 'training or data_batch_1.bin', 'testing or test_batch.bin', 'https://dm.kaist.ac.kr')),

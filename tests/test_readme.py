@@ -72,7 +72,7 @@ def test_a_line_of_the_shell(project, line):
         if line.startswith(start): assert set(files) <= made
     assert done.stdout.strip() or line.startswith(('papermill', 'nbdev_test'))
 
-@pytest.mark.parametrize('name', ['tutorial', 'howto_add_a_method', 'which_method', 'run_method', 'compare_methods', 'audit_labels'])
+@pytest.mark.parametrize('name', ['tutorial', 'howto_add_a_method', 'howto_add_a_data_set', 'which_method', 'run_method', 'compare_methods', 'audit_labels'])
 def test_what_is_read_first_fits(name):
     "104 characters fit in a cell of JupyterLab in a window of 1280 pixels; chapters have wider lines, which `make lab` breaks"
     import json

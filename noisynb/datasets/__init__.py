@@ -14,7 +14,7 @@ from .base import Dataset, Spec, Split
 from .formats import _reading, read_npz
 from .folders import read
 from .standard import standard_sets
-from .large import large_sets, variant
+from .large import check_fits, large_sets, variant
 
 # %% ../../nbs/03_datasets/06_datasets.ipynb #4e18d04b
 datasets = standard_sets | large_sets
@@ -27,6 +27,7 @@ def find_set(
 
 def _spec(name):
     if spec := find_set(name): return spec
+    check_fits(name)
     raise unknown('data set', name, [*datasets, 'the path of a folder, .csv, .parquet or .npz'])
 
 _endings = '.npz', '.csv', '.tsv', '.parquet', '.pq'

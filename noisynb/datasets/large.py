@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['large_sets', 'read_list', 'read_keys', 'look_up', 'read_records', 'read_labelled', 'read_webvision',
-           'read_imagenet_val', 'read_clothing1m', 'variant']
+           'read_imagenet_val', 'read_clothing1m', 'variant', 'check_fits']
 
 # %% ../../nbs/03_datasets/05_large.ipynb #28536e67
 import os, re
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from ..core import NoisynbError
-from .base import Spec, Split
+from .base import Spec, Split, next_in_group
 from .formats import Source, _reading, read_npz
 from .files import Files
 
@@ -192,29 +192,29 @@ def _read_clothing1m_both(paths): return read_clothing1m(paths[0], both=True)
 
 # %% ../../nbs/03_datasets/05_large.ipynb #678e9c57
 _organs = 'bladder|femur-left|femur-right|heart|kidney-left|kidney-right|liver|lung-left|lung-right|pancreas|spleen'
-_medmnist = { # what is seen, classes, MD5 of the files of 28, 64, 128 and 224 pixels
-    'pathmnist': ('tissue of the colon', 'adipose|background|debris|lymphocytes|mucus|smooth muscle|normal colon mucosa|cancer-associated stroma|colorectal adenocarcinoma epithelium',
+_medmnist = { # title, what is seen, classes, MD5 of the files of 28, 64, 128 and 224 pixels
+    'pathmnist': ('PathMNIST', 'tissue of the colon', 'adipose|background|debris|lymphocytes|mucus|smooth muscle|normal colon mucosa|cancer-associated stroma|colorectal adenocarcinoma epithelium',
         'a8b06965200029087d5bd730944a56c1 55aa9c1e0525abe5a6b9d8343a507616 ac42d08fb904d92c244187169d1fd1d9 2c51a510bcdc9cf8ddb2af93af1eadec'),
-    'dermamnist': ('skin lesions', 'actinic keratoses and intraepithelial carcinoma|basal cell carcinoma|benign keratosis-like lesions|dermatofibroma|melanoma|melanocytic nevi|vascular lesions',
+    'dermamnist': ('DermaMNIST', 'skin lesions', 'actinic keratoses and intraepithelial carcinoma|basal cell carcinoma|benign keratosis-like lesions|dermatofibroma|melanoma|melanocytic nevi|vascular lesions',
         '0744692d530f8e62ec473284d019b0c7 b70a2f5635c6199aeaa28c31d7202e1f 2defd784463fa5243564e855ed717de1 8974907d8e169bef5f5b96bc506ae45d'),
-    'octmnist': ('retina by optical coherence tomography', 'choroidal neovascularization|diabetic macular edema|drusen|normal',
+    'octmnist': ('OCTMNIST', 'retina by optical coherence tomography', 'choroidal neovascularization|diabetic macular edema|drusen|normal',
         'c68d92d5b585d8d81f7112f81e2d0842 e229e9440236b774d9f0dfef9d07bdaf 0a97e76651ace45c5d943ee3f65b63ae abc493b6d529d5de7569faaef2773ba3'),
-    'pneumoniamnist': ('chests of children by X-ray', 'normal|pneumonia',
+    'pneumoniamnist': ('PneumoniaMNIST', 'chests of children by X-ray', 'normal|pneumonia',
         '28209eda62fecd6e6a2d98b1501bb15f 8f4eceb4ccffa70c672198ea285246c6 05b46931834c231683c68f40c47b2971 d6a3c71de1b945ea11211b03746c1fe1'),
-    'retinamnist': ('retina, graded', '0|1|2|3|4',
+    'retinamnist': ('RetinaMNIST', 'retina, graded', '0|1|2|3|4',
         'bd4c0672f1bba3e3a89f0e4e876791e4 afda852cc34dcda56f86ad2b2457dbcc e48e916a24454daf90583d4e6efb1a18 eae7e3b6f3fcbda4ae613ebdcbe35348'),
-    'breastmnist': ('breast by ultrasound', 'malignant|normal, benign',
+    'breastmnist': ('BreastMNIST', 'breast by ultrasound', 'malignant|normal, benign',
         '750601b1f35ba3300ea97c75c52ff8f6 742edef2a1fd1524b2efff4bd7ba9364 363e4b3f8d712e9b5de15470a2aaadf1 b56378a6eefa9fed602bb16d192d4c8b'),
-    'bloodmnist': ('blood cells', 'basophil|eosinophil|erythroblast|immature granulocytes(myelocytes, metamyelocytes and promyelocytes)|lymphocyte|monocyte|neutrophil|platelet',
+    'bloodmnist': ('BloodMNIST', 'blood cells', 'basophil|eosinophil|erythroblast|immature granulocytes(myelocytes, metamyelocytes and promyelocytes)|lymphocyte|monocyte|neutrophil|platelet',
         '7053d0359d879ad8a5505303e11de1dc 2b94928a2ae4916078ca51e05b6b800b adace1e0ed228fccda1f39692059dd4c b718ff6835fcbdb22ba9eacccd7b2601'),
-    'tissuemnist': ('cells of the kidney', '''Collecting Duct, Connecting Tubule|Distal Convoluted Tubule|Glomerular endothelial cells|Interstitial endothelial cells|Leukocytes|Podocytes
+    'tissuemnist': ('TissueMNIST', 'cells of the kidney', '''Collecting Duct, Connecting Tubule|Distal Convoluted Tubule|Glomerular endothelial cells|Interstitial endothelial cells|Leukocytes|Podocytes
         |Proximal Tubule Segments|Thick Ascending Limb'''.replace('\n        ', ''),
         'ebe78ee8b05294063de985d821c1c34b 123ece2eba09d0aa5d698fda57103344 61b955355d7425a89687b06cca3ce0c2 b077128c4a949f0a4eb01517f9037b9c'),
-    'organamnist': ('organs by CT, axial', _organs,
+    'organamnist': ('OrganAMNIST', 'organs by CT, axial', _organs,
         '68e3f8846a6bd62f0c9bf841c0d9eacc 2dcccc29b88e6da5a01161ef20cda288 eeae80d0a227a8d099027e1b3cfd3b60 50747347e05c87dd3aaf92c49f9f3170'),
-    'organcmnist': ('organs by CT, coronal', _organs,
+    'organcmnist': ('OrganCMNIST', 'organs by CT, coronal', _organs,
         'b9ceb9546e10131b32923c5bbeaea2b1 3ce34a8724ea6f548e6db4744d03b6a9 773c1f009daa3fe5d9a2a201b2a7ed94 050f5e875dc056f6768abf94ec9995d1'),
-    'organsmnist': ('organs by CT, sagittal', _organs,
+    'organsmnist': ('OrganSMNIST', 'organs by CT, sagittal', _organs,
         '9ab87b696fb54e2a387ebe992d6ed5f1 53a6d115339d874c25e309a994ff46d3 ded0c5fa01a95dc4978b956f613e9b8e b354719e553fbbb2513d5533f52a4cb1')}
 _sizes = 28, 64, 128, 224
 
@@ -222,26 +222,40 @@ _sizes = 28, 64, 128, 224
 def _read_medmnist(paths, size):
     "The parts of one file of MedMNIST"
     data = read_npz(paths[0])
-    if (found := data.train.images.shape[1:3]) != (size, size): raise NoisynbError(f'{paths[0]}: its images are {found[0]}x{found[1]}, not {size}x{size}; is it another file, renamed?')
+    if (found := data.train.images.shape[1:3]) != (size, size):
+        raise NoisynbError(f'{paths[0]}: its images are {found[0]}x{found[1]}, not {size}x{size}; is it another file, renamed?')
     return data.train, data.test, data.val
+
+_zenodo = 'https://zenodo.org/records/10519652/files'
 
 def _med(name, size):
     "The Spec of a set of MedMNIST in one size"
-    about, classes, sums = _medmnist[name]
-    file = f'{name}.npz' if size == 28 else f'{name}_{size}.npz'
-    source = Source(f'https://zenodo.org/records/10519652/files/{file}?download=1', '', (f'~/.medmnist/{file}', file), md5=sums.split()[_sizes.index(size)])
-    return Spec(f'MedMNIST: {about}, {size}x{size}', partial(_read_medmnist, size=size), tuple(classes.split('|')), 'https://medmnist.com', (source,),
-        asymmetric='dermamnist' if name == 'dermamnist' else 'pair')
+    title, about, classes, sums = _medmnist[name]
+    classes, file = tuple(classes.split('|')), f'{name}.npz' if size == 28 else f'{name}_{size}.npz'
+    places, md5 = (f'~/.medmnist/{file}', file), sums.split()[_sizes.index(size)]
+    return Spec(title if size == 28 else f'{title} ({size}x{size})', f'MedMNIST: {about}, {size}x{size}',
+        partial(_read_medmnist, size=size), classes, 'https://medmnist.com',
+        (Source(f'{_zenodo}/{file}?download=1', '', places, md5=md5),), mirrored=not name.startswith('organ'),
+        asymmetric=next_in_group([0]*len(classes)) if name == 'dermamnist' else None)
 
+# %% ../../nbs/03_datasets/05_large.ipynb #14ba42d7
 def variant(
     name, # of a data set
 )->Spec|None: # None if there is none of that name
-    "A larger size of a set of MedMNIST; these are not listed. Its sets that do not fit are refused"
-    found = re.fullmatch('([a-z]+mnist(?:3d)?)(?:_(64|128|224))?', str(name))
-    base, size = found.groups() if found else ('', None)
-    if base == 'chestmnist': raise NoisynbError(f'{name} has up to 14 findings for each image, and a label here is one class; choose one finding and save it as an .npz of your own, or take another set of MedMNIST')
-    if base.endswith('3d'): raise NoisynbError(f'{name} has volumes, and an image here is flat; take another set of MedMNIST')
-    return _med(base, int(size)) if base in _medmnist and size else None
+    "A larger size of a set of MedMNIST; these are not listed"
+    base, _, size = str(name).rpartition('_')
+    return _med(base, int(size)) if base in _medmnist and size in map(str, _sizes[1:]) else None
+
+def check_fits(
+    name, # of a data set
+):
+    "Refuse the sets of MedMNIST that have no single class for an image, or no flat images"
+    found = re.fullmatch('([a-z]+mnist)(3d)?(_64|_128|_224)?', str(name))
+    if found and found[2]:
+        raise NoisynbError(f'{name} has volumes, and an image here is flat; take another set of MedMNIST')
+    if found and found[1] == 'chestmnist':
+        raise NoisynbError(f'{name} has up to 14 findings for each image, and a label here is one class; '
+                           'choose one finding and save it as an .npz of your own, or take another set of MedMNIST')
 
 # %% ../../nbs/03_datasets/05_large.ipynb #304e6b11
 def _folder(url, *places, inside): return Source(url, '', places, inside)
@@ -252,11 +266,18 @@ _webvision_folder = _folder('https://data.vision.ee.ethz.ch/cvl/webvision/downlo
 _imagenet_folder = _folder('https://image-net.org/download.php', 'imagenet/val', inside=(f'{_synsets[0]}|0', f'{_synsets[49]}|49'))
 _clothing_folder = _folder('https://github.com/Cysu/noisy_label', 'Clothing1M', 'clothing1M', 'clothing1m', inside=('images', *(f'{n}|annotations/{n}' for n in _clothing_files)))
 
-large_sets = dict(
-    animal10n=Spec('10 animals in 5 look-alike pairs, 64x64 colour, about 8 % of training labels wrong', _read_animal10n, _animals, _animal_folder.url, (_animal_folder,),
-        asymmetric={a: a ^ 1 for a in range(10)}, truth=False),
-    webvision50=Spec('50 kinds of animals by web search, colour', _read_webvision50, _first50, _webvision_folder.url, (_webvision_folder,), truth=False),
-    **{'webvision50-imagenet': Spec('WebVision-50, tested on ImageNet', _read_webvision50_imagenet, _first50, _webvision_folder.url, (_webvision_folder, _imagenet_folder), truth=False)},
-    clothing1m=Spec('a million photographs of clothes, about 38 % of training labels wrong', _read_clothing1m, _clothes, _clothing_folder.url, (_clothing_folder,), truth=False),
-    **{'clothing1m-both': Spec('24,637 photographs of clothes with checked labels', _read_clothing1m_both, _clothes, _clothing_folder.url, (_clothing_folder,), ('web',))},
-    **{name: _med(name, 28) for name in _medmnist})
+_web = dict(home=_webvision_folder.url, truth=False)
+
+large_sets = {
+    'animal10n': Spec('Animal-10N', '10 animals in 5 look-alike pairs, 64x64 colour, about 8 % of training labels wrong',
+        _read_animal10n, _animals, _animal_folder.url, (_animal_folder,),
+        asymmetric=next_in_group([a//2 for a in range(10)]), truth=False),
+    'webvision50': Spec('WebVision-50', '50 kinds of animals by web search, colour', _read_webvision50, _first50,
+        sources=(_webvision_folder,), **_web),
+    'webvision50-imagenet': Spec('WebVision-50 (ImageNet)', 'WebVision-50, tested on ImageNet',
+        _read_webvision50_imagenet, _first50, sources=(_webvision_folder, _imagenet_folder), **_web),
+    'clothing1m': Spec('Clothing1M', 'a million photographs of clothes, about 38 % of training labels wrong',
+        _read_clothing1m, _clothes, _clothing_folder.url, (_clothing_folder,), truth=False),
+    'clothing1m-both': Spec('Clothing1M (both labels)', '24,637 photographs of clothes with checked labels',
+        _read_clothing1m_both, _clothes, _clothing_folder.url, (_clothing_folder,), ('web',)),
+    **{name: _med(name, 28) for name in _medmnist}}

@@ -7,7 +7,7 @@ __all__ = ['standard_sets']
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #a0da7a5e
 import numpy as np
-from .base import Spec, Split
+from .base import Spec, Split, next_in_group
 from .formats import Source, _reading, read_cifar, read_human, read_idx
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #08dfd907
@@ -78,14 +78,23 @@ _fashion_files = _idx_sources('fashion-mnist', 'FashionMNIST', 'https://github.c
     346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5''', '/usr/share/datasets/fashion-mnist')
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #a1fe4421
-standard_sets = dict(
-    digits=Spec("scikit-learn's handwritten digits, 8x8 grey, in the box", _read_digits, _digits, 'https://archive.ics.uci.edu/dataset/80'),
-    mnist=Spec('handwritten digits, 28x28 grey', _read_idx_set, _digits, 'http://yann.lecun.com/exdb/mnist/', _mnist_files, asymmetric='mnist'),
-    **{'fashion-mnist': Spec('articles of clothing, 28x28 grey', _read_idx_set, _fashion, 'https://github.com/zalandoresearch/fashion-mnist', _fashion_files)},
-    cifar10=Spec('10 kinds of things, 32x32 colour', _read_cifar10, _cifar10, f'{_toronto}cifar.html', (_tar10,), asymmetric='cifar10'),
-    cifar100=Spec('100 kinds of things in 20 families, 32x32 colour', _read_cifar100, _cifar100, f'{_toronto}cifar.html', (_tar100,),
-        superclasses=_families, asymmetric='cifar100-superclass'),
-    cifar10n=Spec('CIFAR-10 with labels by people', _with_human(_read_cifar10, _human10), _cifar10, 'http://www.noisylabels.com', (_tar10, _pt10),
-        tuple(_human10), asymmetric='cifar10'),
-    cifar100n=Spec('CIFAR-100 with labels by people', _with_human(_read_cifar100, _human100), _cifar100, 'http://www.noisylabels.com', (_tar100, _pt100),
-        tuple(_human100), _families, 'cifar100-superclass'))
+_alike = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7} # truck > automobile, bird > airplane, cat <> dog, deer > horse
+_kin = dict(superclasses=_families, asymmetric=next_in_group(_families))
+_cifar, _people = f'{_toronto}cifar.html', 'http://www.noisylabels.com'
+
+standard_sets = {
+    'digits': Spec('digits', "scikit-learn's handwritten digits, 8x8 grey, in the box", _read_digits, _digits,
+        'https://archive.ics.uci.edu/dataset/80', mirrored=False),
+    'mnist': Spec('MNIST', 'handwritten digits, 28x28 grey', _read_idx_set, _digits,
+        'http://yann.lecun.com/exdb/mnist/', _mnist_files, mirrored=False,
+        asymmetric={7: 1, 2: 7, 5: 6, 6: 5, 3: 8}), # written alike
+    'fashion-mnist': Spec('Fashion-MNIST', 'articles of clothing, 28x28 grey', _read_idx_set, _fashion,
+        'https://github.com/zalandoresearch/fashion-mnist', _fashion_files),
+    'cifar10': Spec('CIFAR-10', '10 kinds of things, 32x32 colour', _read_cifar10, _cifar10, _cifar, (_tar10,),
+        asymmetric=_alike),
+    'cifar100': Spec('CIFAR-100', '100 kinds of things in 20 families, 32x32 colour', _read_cifar100, _cifar100,
+        _cifar, (_tar100,), **_kin),
+    'cifar10n': Spec('CIFAR-10N', 'CIFAR-10 with labels by people', _with_human(_read_cifar10, _human10), _cifar10,
+        _people, (_tar10, _pt10), tuple(_human10), asymmetric=_alike),
+    'cifar100n': Spec('CIFAR-100N', 'CIFAR-100 with labels by people', _with_human(_read_cifar100, _human100),
+        _cifar100, _people, (_tar100, _pt100), tuple(_human100), **_kin)}

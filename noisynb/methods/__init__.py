@@ -10,8 +10,8 @@ from .registry import make, method_class, methods
 
 # %% ../../nbs/14_methods/99_methods.ipynb #04c20a4c
 def __getattr__(name):
-    for method, (where, _) in methods.items():
-        if where.endswith(f':{name}'): return method_class(method)
+    for method, entry in methods.items():
+        if entry.where.endswith(f':{name}'): return method_class(method)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 # %% ../../nbs/14_methods/99_methods.ipynb #9027655c

@@ -103,7 +103,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
         from safetensors.numpy import save_file
         check_is_fitted(self)
         arrays, plain = _flatten(self._fitted())
-        names = [n for n, (where, _) in methods.items() if where.endswith(f':{type(self).__name__}')]
+        names = [n for n, entry in methods.items() if entry.where.endswith(f':{type(self).__name__}')]
         if not names: raise NoisynbError(f'{type(self).__name__} is not in the registry, so it could not be loaded again; add it to noisynb.methods.methods')
         text = lambda tree: json.dumps(tree, default=lambda v: v.tolist())
         header = dict(format='noisynb-1', method=names[0], params=text(self.get_params(deep=False)), plain=text(plain))

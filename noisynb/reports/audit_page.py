@@ -15,7 +15,7 @@ from ..datasets.files import Files
 from ..methods import method_class, methods
 from .plots import webp
 from .blocks import Block, _facts
-from .run_page import method_name, spelled
+from .run_page import data_name, method_name
 
 # %% ../../nbs/20_reports/05_audit_page.ipynb #f8846871
 def _shown(text, limit=70):
@@ -32,10 +32,10 @@ def _few(q): return '< 0.001' if q < .001 else f'{q:.3f}'
 # %% ../../nbs/20_reports/05_audit_page.ipynb #cccd4f07
 def title(found:Audit)->Block:
     "The heading and one sentence"
-    r, name = found.record, spelled.get(found.subject.name, _shown(found.subject.name))
+    r, name = found.record, _shown(data_name(found.subject.name))
     head = f'{name}: {r["n_flagged"]:,} of {r["n_labels"]:,} labels are doubted'
     made = '' if r['noise_type'] == 'none' else f' The labels are those called “{r["noise_type"]}”; the right ones are known and were kept aside to measure with.' if r['noise_rate'] is None else f' Of these labels {percent(r["noise_rate_realised"])} were made wrong on purpose, to see how many are found.'
-    text = f'{method_name(r["method"])} ({methods[r["method"]][1]}) judged the label of each image. A doubted label is more likely wrong than right, as far as that can be told; a person should look at it.{made}'
+    text = f'{method_name(r["method"])} ({methods[r["method"]].about}) judged the label of each image. A doubted label is more likely wrong than right, as far as that can be told; a person should look at it.{made}'
     return Block(f'<h1>{html.escape(head)}</h1><p class="lede">{html.escape(text)}</p>', f'{head}\n\n{text}')
 
 def headline(found:Audit)->Block:

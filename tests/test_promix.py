@@ -13,7 +13,7 @@ from noisynb.augment import low_frequency, mix, region
 from noisynb.core import NoisynbError, torch_generator
 from noisynb.methods import make, methods, promix as module
 from noisynb.methods.base import load
-from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess, negative_entropy, published, ramp, recipes,
+from noisynb.methods.promix import (Pair, ProMix, advise, debias, follow, guess, negative_entropy, ramp, recipes,
                                     rest_weight, select, soft_cross_entropy, target_codes)
 from noisynb.selection import class_quotas, small_loss
 from noisynb.training import Rate, Schedule
@@ -477,13 +477,6 @@ def test_mistakes(wrong, message):
 def test_embeddings_are_refused():
     with pytest.raises(NoisynbError, match='embeddings'): small().fit(np.zeros((10, 4), np.float32), np.arange(10) % 2)
 
-def test_published_figures():
-    "A sample, digit by digit, from the tables of the repository"
-    find = lambda *what: next(r for r in published if (r['form'], r['dataset'], r['noise_type'], r['noise_rate']) == what)
-    assert find('paper', 'cifar10', 'symmetric-included', .8)['last'] == 95.05 and find('paper', 'cifar10', 'symmetric-included', .8)['best'] == 95.49
-    assert find('paper', 'cifar100', 'symmetric-included', .2)['best'] == 82.64 and find('paper', 'cifar10', 'asymmetric', .4)['last'] == 96.51
-    assert find('paper', 'cifar10n', 'worst', None)['last'] == 96.34 and find('challenge', 'cifar100n', 'noisy', None)['last'] == 73.39
-    assert all(r['best'] is None or r['best'] >= r['last'] for r in published)
 
 def test_files_do_as_arrays(tmp_path):
     "Images in files, colour"

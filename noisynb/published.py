@@ -124,7 +124,7 @@ def _echoalign(kind, rate, **options):
     return found | dict(n_train=45_000, options=found['options'] | options)
 
 _of_echoalign = [Figure(_echoalign('instance', .5), .7666, _logs, 'best')] + [
-    Figure(_echoalign('symmetric', rate, select='loss', noise_rate=rate, early=70), accuracy, _logs, 'best')
+    Figure(_echoalign('symmetric', rate, select='loss', noise_rate=rate, early_epochs=70), accuracy, _logs, 'best')
     for rate, accuracy in ((.3, .9080), (.5, .8800))]
 
 # %% ../nbs/16_published.ipynb #277dc681

@@ -18,6 +18,7 @@ from noisynb.datasets import Dataset, Split
 from noisynb.embeddings.extractors import Extractor
 from noisynb.datasets.files import Files
 from noisynb.methods import methods
+from noisynb.methods.registry import Entry
 from noisynb.methods.base import NoisyLabelClassifier
 
 root = Path(__file__).parent.parent
@@ -281,7 +282,7 @@ class Loner(NoisyLabelClassifier):
         return self
 
 def test_a_method_without_graph_still_shows_neighbours(monkeypatch):
-    monkeypatch.setitem(methods, 'loner', ('test_audit:Loner', 'for this test'))
+    monkeypatch.setitem(methods, 'loner', Entry('test_audit:Loner', 'Loner', 'for this test'))
     monkeypatch.setitem(sys.modules, 'test_audit', sys.modules[__name__])
     images, _, labels = arrays(n=40)
     found = a.audit(dataset(images, labels), embedding='raw', method='loner')

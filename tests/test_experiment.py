@@ -229,6 +229,18 @@ def test_figures_are_fractions_of_settings_that_can_be_run():
         if recipe := w['options'].get('recipe'): assert model.recipes[recipe]['epochs'] == w['epochs'] and w['options'].get('setting') in (None, *model.settings)
     assert len({json.dumps(f.where, sort_keys=True) for f in published.published}) == len(published.published)
 
+@pytest.mark.parametrize('where, numbers', [
+    (('promix', 'cifar10', 'symmetric-included', .8, 'published'), (.9505, .9549, None)), (('promix', 'cifar100', 'symmetric-included', .2, 'published'), (.8239, .8264, None)),
+    (('promix', 'cifar10', 'asymmetric', .4, 'published'), (.9651, .9659, None)), (('promix', 'cifar10n', 'worst', None, 'published'), (.9634, None, .0023)),
+    (('promix', 'cifar100n', 'human', None, 'lmnl'), (.7339, None, .0005)), (('dividemix', 'cifar10', 'symmetric-included', .9, 'published'), (.754, .760, None)),
+    (('dividemix', 'cifar10', 'asymmetric', .4, 'published'), (.921, .934, None)), (('dividemix', 'cifar100', 'symmetric-included', .8, 'published'), (.602, .602, None)),
+    (('dividemix', 'cifar10n', 'random2', None, 'published'), (.9523, None, .0007)), (('dividemix', 'clothing1m', 'none', 0, 'clothing1m'), (.7476, None, None)),
+    (('wann', 'cifar10', 'asymmetric', .4, None), (.907, None, .022)), (('ann', 'dermamnist', 'symmetric', .6, None), (.640, None, .008)), (('echoalign', 'cifar10', 'instance', .5, 'cifar10'), (.7666, None, None))])
+def test_figures_digit_by_digit(where, numbers):
+    "A sample, from the tables of papers and repositories"
+    f = next(f for f in published.published if (*(f.where[k] for k in ('method', 'dataset', 'noise_type', 'noise_rate')), f.where['options'].get('recipe')) == where)
+    assert (f.accuracy, f.best, f.deviation) == numbers
+
 def of(method, dataset, kind, rate=None, **more):
     "A record of a network on all of CIFAR"
     return dict(method=method, dataset=dataset, noise_type=kind, noise_rate=rate, n_train=50_000, n_test=10_000, imbalance=None, embedding=None, device='cuda', epochs=300, seed=0) | more

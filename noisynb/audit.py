@@ -68,15 +68,19 @@ def subject(
     "What is to be audited, not yet looked at"
     path = Path(os.path.expanduser(str(data)))
     if not isinstance(data, Dataset) and not find_set(str(data)) and (path.is_dir() or is_table(path)):
-        if noise_type != 'none': raise NoisynbError(f'noise_type is {noise_type!r}; labels in a folder or table are audited as they are: leave it out')
+        if noise_type != 'none':
+            raise NoisynbError(f'noise_type is {noise_type!r}; labels in a folder or table are audited as they are: '
+                               'leave it out')
         found = read_folder(path) if path.is_dir() else read_table(path, path_column, label_column)
         root = Path(found.files.root or '.')
         own = [path] if path.is_dir() else [path, *{(root/p).parent for p in found.files.paths}]
         passed = tuple((s['path'] or f'row {s["row"]}', '', s['reason']) for s in found.skipped)
-        return Subject(path.resolve().stem if is_table(path) else path.resolve().name, found.files, found.labels, found.classes, found.parts, keep_out=tuple(p.resolve() for p in own), bad=passed)
+        return Subject(path.resolve().stem if is_table(path) else path.resolve().name, found.files, found.labels,
+            found.classes, found.parts, keep_out=tuple(p.resolve() for p in own), bad=passed)
     data = data if isinstance(data, Dataset) else load(data, data_dir)
     given = add_noise(data, noise_type, noise_rate, seed).given
-    return Subject(data.name, data.train.images, given, data.classes, truth=None if noise_type == 'none' else data.train.labels)
+    return Subject(data.name, data.train.images, given, data.classes,
+        truth=None if noise_type == 'none' else data.train.labels)
 
 # %% ../nbs/19_audit.ipynb #0660478f
 def scanned(
@@ -106,9 +110,12 @@ def readable(s:Subject)->Subject:
     facts = scanned(s.images.at(32))
     ok = np.array([f['ok'] for f in facts], bool)
     bad = tuple((s.label(i), s.classes[s.given[i]], facts[i]['reason']) for i in np.flatnonzero(~ok))
-    if not ok.any(): raise NoisynbError(f'none of the {len(s):,} images in {s.name} can be read; the first, {bad[0][0]}: {bad[0][2]}')
+    if not ok.any():
+        raise NoisynbError(f'none of the {len(s):,} images in {s.name} can be read; the first, {bad[0][0]}: '
+                           f'{bad[0][2]}')
     keys = np.array([f['sha256'] for f in facts])[ok]
-    return replace(s, images=s.images.rows(ok), given=s.given[ok], parts=None if s.parts is None else s.parts[ok], rows=np.flatnonzero(ok), keys=keys, listed=len(s), bad=bad + s.bad)
+    return replace(s, images=s.images.rows(ok), given=s.given[ok], parts=None if s.parts is None else s.parts[ok],
+        rows=np.flatnonzero(ok), keys=keys, listed=len(s), bad=bad + s.bad)
 
 # %% ../nbs/19_audit.ipynb #cade26fc
 def near_duplicates(
@@ -156,7 +163,8 @@ class Audit:
     record: Record
     notes: list # warnings, once each
 
-    def __repr__(self): return f'Audit({self.subject.name}: {len(self.quality):,} labels, {self.flagged.sum():,} flagged)'
+    def __repr__(self):
+        return f'Audit({self.subject.name}: {len(self.quality):,} labels, {self.flagged.sum():,} flagged)'
 
     @property
     def ranking(self)->np.ndarray: # rows, the least trusted label first
@@ -203,19 +211,23 @@ class Audit:
             j = self.near[i, 0] if near else i
             yield [_safe_path(s.label(i)), *([s.parts[i]] if parted else []), s.classes[s.given[i]],
                    s.classes[self.suggested[i]], f'{self.quality[i]:.6g}', 'yes' if self.flagged[i] else 'no',
-                   agree[i], self.near.shape[1], _safe_path(s.label(j)) if near else '', s.classes[s.given[j]] if near else '',
+                   agree[i], self.near.shape[1], _safe_path(s.label(j)) if near else '',
+                   s.classes[s.given[j]] if near else '',
                    self.group[i] if self.group[i] >= 0 else '', *([s.classes[s.truth[i]]] if known else []), '']
         for path, given, reason in s.bad:
-            yield [_safe_path(path), *['']*parted, given, *['']*(8 + known), '', reason]
+            yield [_safe_path(path), *['']*parted, given, *['']*(8 + known), reason]
 
     def _labels(self):
         "Lines of labels_corrected.csv"
         s = self.subject
         yield [self._first(), 'label', 'given', 'changed']
-        for i, c in enumerate(self.corrected): yield [_safe_path(s.label(i)), s.classes[c], s.classes[s.given[i]], 'no' if c == s.given[i] else 'yes']
+        for i, c in enumerate(self.corrected):
+            yield [_safe_path(s.label(i)), s.classes[c], s.classes[s.given[i]], 'no' if c == s.given[i] else 'yes']
 
 # %% ../nbs/19_audit.ipynb #ac07e7ab
-def _risky(text): return bool(re.match(r'[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]', text)) and not re.fullmatch(r'[+-]?\d+(\.\d+)?', text)
+def _risky(text):
+    return bool(re.match(r'[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]',
+        text)) and not re.fullmatch(r'[+-]?\d+(\.\d+)?', text)
 def _safe_path(text): return f'./{text}' if _risky(text) else text
 def _safe(cell): return f"'{cell}" if isinstance(cell, str) and _risky(cell) else cell
 
@@ -230,11 +242,14 @@ def keep_out(
     s:Subject, # its images are somebody's
 ):
     "Refuse an output folder, or a cache folder, inside the input"
-    for what, p, remedy in (('cache', cache_folder(), 'set NOISYNB_CACHE to another one'), ('output', folder, 'choose another one with -o')):
+    for what, p, remedy in (('cache', cache_folder(), 'set NOISYNB_CACHE to another one'),
+            ('output', folder, 'choose another one with -o')):
         place = None if p is None else Path(p).expanduser().resolve()
         for own in s.keep_out if place else ():
-            if place == own or own in place.parents: raise NoisynbError(f'the {what} folder {place} is inside {own}, which is only read; {remedy}')
-            if own in (place/'suspects.csv', place/'labels_corrected.csv'): raise NoisynbError(f'{own} is only read, and a table of that name goes to {place}; {remedy}')
+            if place == own or own in place.parents:
+                raise NoisynbError(f'the {what} folder {place} is inside {own}, which is only read; {remedy}')
+            if own in (place/'suspects.csv', place/'labels_corrected.csv'):
+                raise NoisynbError(f'{own} is only read, and a table of that name goes to {place}; {remedy}')
 
 # %% ../nbs/19_audit.ipynb #e51e32a5
 @dataclass(frozen=True)
@@ -265,12 +280,14 @@ class AuditConfig:
     def run(self)->Config:
         "The run that has the same names; what is the reader's own is opened here and not there"
         own, given = self.own, isinstance(self.embedding, Extractor)
-        return Config(self.method, 'digits' if own else str(self.path), self.data_dir, 'auto' if given else self.embedding,
+        return Config(self.method, 'digits' if own else str(self.path), self.data_dir,
+            'auto' if given else self.embedding,
             'none' if own else self.noise_type, self.noise_rate, self.seed, device=self.device, options=self.options)
 
     def subject(self)->Subject:
         "What will be audited"
-        return subject(self.path, self.noise_type, self.noise_rate, self.seed, self.path_column, self.label_column, self.data_dir)
+        return subject(self.path, self.noise_type, self.noise_rate, self.seed, self.path_column, self.label_column,
+            self.data_dir)
 
     def check(self)->Subject: # of the reader's own; None for a public set or an .npz, which are not opened
         "Refuse what could not run: unknown names, missing files, an output inside the input"
@@ -289,7 +306,8 @@ class AuditConfig:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ('data_dir', 'out')}
         data, seen = getattr(self.path, 'name', self.path), getattr(self.embedding, 'name', self.embedding)
         rate = self.noise_rate if self.noise_type in noise_with_rate else None
-        return kept | dict(path=portable(data), embedding=portable(seen), noise_rate=rate, options=dict(self.options or {}))
+        return kept | dict(path=portable(data), embedding=portable(seen), noise_rate=rate,
+            options=dict(self.options or {}))
 
     def command(self)->str:
         "The `noisynb audit` that does the same"
@@ -298,8 +316,10 @@ class AuditConfig:
             if p[name] != usual: words += [f'--{name}', p[name]]
         for name in 'path_column', 'label_column', 'device', 'options', 'seed', 'noise_type', 'noise_rate':
             usual = None if name == 'noise_rate' else getattr(AuditConfig, name)
-            if p[name] not in (usual, {}): words += ['-p', name, json.dumps(p[name]) if name == 'options' else str(p[name])]
-        return shlex.join(['noisynb', 'audit', p['path'], *words]) + (' -p data_dir "$NOISYNB_DATA"' if self.data_dir else '')
+            if p[name] not in (usual, {}):
+                words += ['-p', name, json.dumps(p[name]) if name == 'options' else str(p[name])]
+        return shlex.join(['noisynb', 'audit', p['path'], *words]) + (' -p data_dir "$NOISYNB_DATA"' if self.data_dir
+            else '')
 
     def place(self)->Path: # relative to where we stand
         "Where page and tables go unless told otherwise: reports/audit/NAME"
@@ -313,7 +333,8 @@ class AuditConfig:
             other = there['parameters']['path']
         except (OSError, ValueError, LookupError, TypeError): return place
         if there.get('place', place_mark(other)) != place_mark(self.path):
-            raise NoisynbError(f'{place} holds the audit of {other}, which is not {self.path}; choose another folder with -o')
+            raise NoisynbError(f'{place} holds the audit of {other}, which is not {self.path}; choose another folder '
+                               'with -o')
         return place
 
 def place_mark(
@@ -336,7 +357,8 @@ def judge(
     if n < 2 or (given == given[0]).all(): return np.ones(n), given, .5, near, distances
     shares = graph and 'graph' in inspect.signature(model.fit).parameters
     model.fit(images if model.input == 'images' else X, given, **(dict(graph=graph) if shares else {}))
-    return np.asarray(model.label_quality_, float), np.asarray(model.corrected_labels_), float(model.quality_threshold_), near, distances
+    return np.asarray(model.label_quality_,
+        float), np.asarray(model.corrected_labels_), float(model.quality_threshold_), near, distances
 
 def precision_among(
     quality, # (n,) high = trustworthy
@@ -351,7 +373,8 @@ def audit(*parameters, **named)->Audit:
     "Check every label: of an `AuditConfig`, or of its parameters"
     c = parameters[0] if parameters and isinstance(parameters[0], AuditConfig) else AuditConfig(*parameters, **named)
     if not isinstance(c.path, (str, os.PathLike, Dataset)):
-        raise NoisynbError(f'data is a {type(c.path).__name__}; give a path, a name or a Dataset; of features and labels '
+        raise NoisynbError(f'data is a {type(c.path).__name__}; give a path, a name or a Dataset; of features and '
+                           'labels '
                            'WANN().fit(X, y).suspects() tells')
     if c.data_dir: c = replace(c, data_dir=os.path.expandvars(c.data_dir))
     times, start = {}, time.perf_counter()
@@ -380,9 +403,11 @@ def _remarks(s, flagged)->list: # of text
     elif not alone: found = []
     else:
         names = ', '.join(map(str, alone[:5])) + ', ...'*(len(alone) > 5)
-        found = [f'{len(alone)} of {classes} classes have one image only, whose label cannot be judged by others: {names}']
+        found = [f'{len(alone)} of {classes} classes have one image only, whose label cannot be judged by others: '
+                 f'{names}']
     if (share := float(flagged.mean())) > .5:
-        found.append(f'{100*share:.0f} % of the labels are flagged: that says more about what the method saw, or about too few '
+        found.append(f'{100*share:.0f} % of the labels are flagged: that says more about what the method saw, or about '
+                     'too few '
                      'images, than about the labels; try another embedding')
     return found
 
@@ -390,8 +415,10 @@ def _remarks(s, flagged)->list: # of text
 def _numbers(found, c, name, how, why, limit, times):
     "The record of an audit"
     s, wrong, device = found.subject, found.wrong, pick_device(c.device)
-    print_ = fingerprint(s.images.fingerprint if isinstance(s.images, Files) else s.images, s.given, '\n'.join(s.classes))
-    numbers = dict(schema=1, kind='audit', data=s.name, n_listed=len(s) + len(s.bad), n_labels=len(s), n_classes=len(s.classes),
+    print_ = fingerprint(s.images.fingerprint if isinstance(s.images, Files) else s.images, s.given,
+        '\n'.join(s.classes))
+    numbers = dict(schema=1, kind='audit', data=s.name, n_listed=len(s) + len(s.bad), n_labels=len(s),
+        n_classes=len(s.classes),
         n_unused=len(s.bad), method=c.method, options=dict(c.options or {}), parameters=c.settled(),
         embedding=portable(name), embedding_how=how, embedding_why=why, threshold=found.threshold,
         n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()), twin_distance=limit,
@@ -416,6 +443,7 @@ def write_record(
     shown = [o['data'][Record.mime] for c in cells for o in c.get('outputs', []) if Record.mime in o.get('data', {})]
     if not shown: raise NoisynbError(f'{path} shows no record of an audit; run it to its last cell first')
     order = [*_keys(shown[-1])]
-    return atomic_write(Path(path).with_suffix('.json'), json.dumps({k: shown[-1][k] for k in order}, indent=1, ensure_ascii=False) + '\n')
+    return atomic_write(Path(path).with_suffix('.json'),
+        json.dumps({k: shown[-1][k] for k in order}, indent=1, ensure_ascii=False) + '\n')
 
 def _keys(record): return sorted(record, key=lambda k: (isinstance(record[k], dict), k))

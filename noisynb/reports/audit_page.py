@@ -36,7 +36,8 @@ def _quality(q): return f'{q:.3f}' if q >= .001 else '< 0.001'
 def title(found:Audit)->Block:
     "The heading and one sentence"
     r, name = found.record, spelled.get(found.subject.name, _shown(found.subject.name))
-    about = (f'{method_name(r["method"])} ({methods[r["method"]][1]}) judged the label of each image. A flagged label is '
+    about = (f'{method_name(r["method"])} ({methods[r["method"]][1]}) judged the label of each image. A flagged label '
+             'is '
              'more likely wrong than right, as far as the method can tell; a person should look at it.')
     return opening(f'{name}: {r["n_flagged"]:,} of {r["n_labels"]:,} labels are flagged', about + _origin(r))
 
@@ -58,7 +59,8 @@ def headline(found:Audit)->Block:
         shown += [(f'Wrong among the first {k:,}', f'{round(k*r[f"precision_{k}"]):,}', by_chance)]
     groups = f'groups, among {r["n_twins"]:,} images that have a duplicate'
     shown += [('Duplicates with two labels', f'{r["n_conflicts"]:,}', groups)]
-    if isinstance(found.subject.images, Files): shown += [('Not usable', f'{r["n_unused"]:,}', f'of {r["n_listed"]:,} files')]
+    if isinstance(found.subject.images, Files):
+        shown += [('Not usable', f'{r["n_unused"]:,}', f'of {r["n_listed"]:,} files')]
     return join([tiles(*shown), note(_method_saw(r))])
 
 def _method_saw(r)->str:
@@ -66,7 +68,8 @@ def _method_saw(r)->str:
     if method_class(r['method']).input == 'images':
         return f'The method saw the images themselves; neighbours and duplicates were looked for among {r["embedding_how"]}.'
     pixels = r['embedding'] == 'raw' or r['embedding'].startswith('pca')
-    advice = (' Pixels say little about photographs: with a trained network fewer labels would be flagged, and more of them '
+    advice = (' Pixels say little about photographs: with a trained network fewer labels would be flagged, and more of '
+              'them '
               'rightly (see noisynb list backbones).')
     return f'The method saw {r["embedding_how"]}.' + advice*pixels
 
@@ -76,7 +79,8 @@ def audit_facts(found:Audit)->Block:
     seen = 'Neighbours among' if method_class(r['method']).input == 'images' else 'The method saw'
     times = ', '.join(f'{k} {seconds(v)}' for k, v in r['seconds'].items())
     rows = [('Audited', _name(found.subject.name)),
-            (seen, join([_name(r['embedding']), f': {r["embedding_how"]}'], '')), ('Chosen because', r['embedding_why']),
+            (seen, join([_name(r['embedding']), f': {r["embedding_how"]}'], '')),
+            ('Chosen because', r['embedding_why']),
             ('Method', method_name(r['method']) + ''.join(f', {k} {v}' for k, v in r['options'].items())),
             ('Flagged below a quality of', f'{found.threshold:.3g}'), ('Time, cached work not counted', times),
             ('Peak memory', memory(r['peak_memory_mib']))]
@@ -152,7 +156,8 @@ def suspect_cards(
 )->Block:
     "The flagged labels that are trusted least, as cards, with their nearest neighbours"
     rows = [i for i in found.ranking[:limit] if found.flagged[i]]
-    if not rows: return paragraph('None of the flagged labels is shown.' if found.flagged.any() else 'No label is flagged.')
+    if not rows:
+        return paragraph('None of the flagged labels is shown.' if found.flagged.any() else 'No label is flagged.')
     near = [j for i in rows for side in against_and_for(found, i) for j in side]
     uris = _images(found, near, 48) | _images(found, rows, 96)
     return cards(_suspect(found, uris, i) for i in rows)

@@ -59,8 +59,11 @@ def formula(
     "TeX as MathML, or as code if it cannot be read"
     convert = require('latex2mathml.converter', extra='dev').convert
     tex = html.unescape(tex).strip()
-    try: found = convert(re.sub(r'\\arg(?![a-zA-Z])', r'\\operatorname{arg}', tex), display='block' if block else 'inline')
-    except Exception: found = '>\\'   # its errors have no common class; a command that it does not know it leaves as it is
+    try:
+        found = convert(re.sub(r'\\arg(?![a-zA-Z])', r'\\operatorname{arg}', tex),
+            display='block' if block else 'inline')
+    except Exception:
+        found = '>\\'   # its errors have no common class; a command that it does not know it leaves as it is
     if re.search(r'>\\[a-zA-Z]*', found): return element('code', tex, class_='tex').markup
     found = found.replace('<math ', f'<math alttext="{html.escape(tex)}" ', 1)
     if not block: return found
@@ -132,7 +135,8 @@ class Page:
     def __post_init__(self):
         text = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'markdown')
         found = re.search(r'(?m)^# +(.+)(?:\s+^> *(.+))?', text)
-        self.title, self.about = ((g or '').replace('`', '').strip() for g in (found.groups() if found else (Path(self.file).stem, '')))
+        self.title, self.about = ((g or '').replace('`', '').strip()
+            for g in (found.groups() if found else (Path(self.file).stem, '')))
 
 def chapters(
     root='.', # of the project
@@ -170,19 +174,23 @@ def _function(node, name, comments, lines) -> Entry:
     a, show = node.args, lambda x: '' if x is None else ast.unparse(x)
     first = len(a.posonlyargs + a.args) - len(a.defaults)
     each = [(x, a.defaults[i - first] if i >= first else None) for i, x in enumerate(a.posonlyargs + a.args)]
-    each += [(x, None) for x in [a.vararg] if x] + list(zip(a.kwonlyargs, a.kw_defaults)) + [(x, None) for x in [a.kwarg] if x]
+    each += [(x, None) for x in [a.vararg] if x] + list(zip(a.kwonlyargs, a.kw_defaults)) + [(x, None)
+        for x in [a.kwarg] if x]
     ends = [(d or x).end_lineno for x, d in each]
     last = max([node.lineno, *ends, *([node.returns.end_lineno] if node.returns else [])])
-    while not re.search(r':\s*(#.*)?$', lines[last - 1].split('#')[0].rstrip() + '\n') and last < node.body[0].lineno: last += 1
+    while not re.search(r':\s*(#.*)?$', lines[last - 1].split('#')[0].rstrip() + '\n') and last < node.body[0].lineno:
+        last += 1
     star = {id(a.vararg): '*', id(a.kwarg): '**'}
     says = lambda i, e: comments.get(e, '') if e != last and e not in ends[i + 1:] else ''
     row = lambda i, x, d, e: (star.get(id(x), '') + x.arg, show(x.annotation), show(d), says(i, e))
     rows = [row(i, x, d, e) for i, ((x, d), e) in enumerate(zip(each, ends)) if x.arg not in ('self', 'cls')]
     args = ', '.join(n + (f'={d}' if d else '') for n, _, d, _ in rows)
     arrow = f' -> {show(node.returns)}' if node.returns else ''
-    alone = any(getattr(d, 'id', getattr(d, 'attr', '')) in ('property', 'cached_property') for d in node.decorator_list)
+    alone = any(getattr(d, 'id', getattr(d, 'attr', '')) in ('property', 'cached_property')
+        for d in node.decorator_list)
     returned = comments.get(last, '') if last < node.body[0].lineno or node.lineno == last else ''
-    return Entry(name, name + ('' if alone else f'({args})') + arrow, ast.get_docstring(node) or '', rows, (show(node.returns), returned))
+    return Entry(name, name + ('' if alone else f'({args})') + arrow, ast.get_docstring(node) or '', rows,
+        (show(node.returns), returned))
 
 def _class(node, comments, lines) -> Entry:
     "The entry of a class: its constructor or fields, and its public methods"
@@ -192,10 +200,12 @@ def _class(node, comments, lines) -> Entry:
     row = lambda n: (n.target.id, ast.unparse(n.annotation), value(n), comments.get(n.end_lineno, ''))
     rows = [row(n) for n in node.body if isinstance(n, ast.AnnAssign)]
     head = f'({", ".join(n + (f"={d}" if d else "") for n, _, d, _ in rows)})' if rows else f'({bases})' if bases else ''
-    made = _function(there['__init__'], node.name, comments, lines) if '__init__' in there else Entry(node.name, node.name + head, rows=rows)
+    made = _function(there['__init__'], node.name, comments, lines) if '__init__' in there else Entry(node.name,
+        node.name + head, rows=rows)
     made.doc = (ast.get_docstring(node) or '') + (f'\n\nBases: `{bases}`' if bases else '')
     made.returns = ('', '')
-    made.members = [_function(n, f'{node.name}.{m}', comments, lines) for m, n in reversed(there.items()) if not m.startswith('_')]
+    made.members = [_function(n, f'{node.name}.{m}', comments, lines) for m,
+        n in reversed(there.items()) if not m.startswith('_')]
     return made
 
 # %% ../../nbs/20_reports/09_book.ipynb #3274efcb
@@ -211,7 +221,8 @@ def entries(
     for node in tree.body:
         targets = _assigned(node)
         if '__all__' in targets: names = ast.literal_eval(node.value); continue
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): targets, entry = [node.name], _function(node, node.name, comments, lines)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            targets, entry = [node.name], _function(node, node.name, comments, lines)
         elif isinstance(node, ast.ClassDef): targets, entry = [node.name], _class(node, comments, lines)
         elif targets:
             about = comments.get(node.lineno, '') if node.end_lineno == node.lineno else ''
@@ -262,7 +273,8 @@ def reference(
     "A page for each exported module and one with every public name"
     from nbformat.v4 import new_markdown_cell, new_notebook
     package, made, names, modules = Path(root, 'noisynb'), [], [], []
-    page = lambda file, source, texts, part='': Page(file, source, new_notebook(cells=[new_markdown_cell(t) for t in texts]), part)
+    page = lambda file, source, texts, part='': Page(file, source,
+        new_notebook(cells=[new_markdown_cell(t) for t in texts]), part)
     for path in sorted(package.rglob('*.py')):
         chapter, about, found = entries(path)
         if not found: continue
@@ -270,7 +282,8 @@ def reference(
         file = f'api.{module}.html'
         names += [(e.name, module, f'{file}#{e.name}') for e in found]
         modules.append((module, file, about, len(found)))
-        from_chapter = paragraph(f'{len(found)} public names, from the chapter ', link(chapter, f'{chapter}.html'), '; ',
+        from_chapter = paragraph(f'{len(found)} public names, from the chapter ', link(chapter, f'{chapter}.html'),
+            '; ',
                                  link('all modules', 'api.html'), class_='from')
         texts = [f'# `{module}`\n\n> {about}\n\n{from_chapter.markup}', *(_entry_text(e, chapter) for e in found)]
         made.append(page(file, path.relative_to(Path(root)).as_posix(), texts))
@@ -293,7 +306,8 @@ def _exporter():
     c.TemplateExporter.extra_template_basedirs = c.TemplateExporter.extra_template_paths = [str(resources.files('noisynb')/'templates')]
     c.TagRemovePreprocessor.enabled = c.CoalesceStreamsPreprocessor.enabled = True
     c.TagRemovePreprocessor.remove_input_tags = {'remove-input'}
-    c.NbConvertBase.display_data_priority = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
+    c.NbConvertBase.display_data_priority = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg',
+        'text/plain']
     exporter = HTMLExporter(template_name='book', config=c)
     exporter.register_filter('highlight_code', Highlight2HTML(pygments_lexer='ipython3', parent=exporter))
     return exporter
@@ -334,7 +348,8 @@ def book(
         raise NoisynbError(f'{out} is not empty and holds no book; choose another folder')
     rooms, names = chapters(root), reference(root)
     text = lambda p: new_notebook(cells=[new_markdown_cell(p.read_text(encoding='utf-8'))])
-    texts = [Page(f'{p.stem}.html', p.name, text(p), 'Reference') for p in sorted(root.glob('*.md')) if p.stem != 'README']
+    texts = [Page(f'{p.stem}.html', p.name, text(p), 'Reference') for p in sorted(root.glob('*.md'))
+        if p.stem != 'README']
     listed, pages = rooms + names[:1] + texts, rooms + names + texts
     known = {p.source: p.file for p in pages} | dict.fromkeys(('nbs', '.', 'README.md'), 'index.html')
     known |= dict.fromkeys(('reports', 'reports/README.md'), 'reports/index.html')
@@ -352,7 +367,8 @@ def book(
         hrefs = re.findall(r'<a\b[^>]*\bhref="([^":#]+)', p.read_text(encoding='utf-8'))
         linked = (p.parent/unquote(html.unescape(href)) for href in hrefs)
         taken |= {os.path.relpath(there, root).replace(os.sep, '/') for there in linked if there.is_file()}
-    bar = {'index.html': 'noisynb', 'tutorial.html': 'Tutorial', 'api.html': 'Reference', 'reports/index.html': 'Reports'}
+    bar = {'index.html': 'noisynb', 'tutorial.html': 'Tutorial', 'api.html': 'Reference',
+        'reports/index.html': 'Reports'}
     if not reports: del bar['reports/index.html']
     bar = [dict(file=f, title=t) for f, t in bar.items() if f in known.values()]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -31,12 +31,14 @@ class Setting:
     runs: dict # method in words -> seed -> record, best mean accuracy first
     paths: list # of the records
 
-    def __repr__(self): return f'Setting({self.name}: ' + ', '.join(f'{m} x {len(r)}' for m, r in self.runs.items()) + ')'
+    def __repr__(self):
+        return f'Setting({self.name}: ' + ', '.join(f'{m} x {len(r)}' for m, r in self.runs.items()) + ')'
 
     def seeds(self, *methods) -> list:
         "Seeds that all of `methods` were run with, on the same data"
         runs = [self.runs[m] for m in methods]
-        return [s for s in sorted(set.intersection(*map(set, runs))) if len({r[s]['provenance']['data'] for r in runs}) == 1]
+        return [s for s in sorted(set.intersection(*map(set, runs)))
+            if len({r[s]['provenance']['data'] for r in runs}) == 1]
 
 # %% ../../nbs/20_reports/07_compare.ipynb #a98a14ae
 def select(
@@ -66,7 +68,8 @@ def select(
         if any(kept): settings.append(_setting([runs for runs in kept if runs]))
     if not settings:
         names = '; '.join(f'{k} {", ".join(sorted(v))}' for k, v in there.items())
-        raise NoisynbError(f'none of the {len(paths)} files is a record with {wanted}; there are: {names}. Widen the choice')
+        raise NoisynbError(f'none of the {len(paths)} files is a record with {wanted}; there are: {names}. Widen the '
+                           'choice')
     return settings
 
 def _setting(entries) -> Setting:
@@ -88,7 +91,8 @@ def accuracy_table(s: Setting) -> Table:
     rows = []
     for name, runs in s.runs.items():
         r, found = next(iter(runs.values())), [v for v in _column(runs, 'test_accuracy') if v is not None]
-        rows.append({'Method': name, 'Seeds': len(runs), 'Accuracy': _spread(found), 'Lowest': percent(min(found, default=None)),
+        rows.append({'Method': name, 'Seeds': len(runs), 'Accuracy': _spread(found),
+            'Lowest': percent(min(found, default=None)),
                      'Balanced': _spread(_column(runs, 'test_balanced_accuracy')),
                      'Last five epochs': _spread(_column(runs, 'test_accuracy_last5')),
                      'Published': percent(r['published_accuracy']), 'Source': r.get('published_source') or '–'})
@@ -97,7 +101,8 @@ def accuracy_table(s: Setting) -> Table:
 
 def detection_table(s: Setting) -> Table:
     "How well wrong labels are found, per method"
-    names = {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1', 'Precision': 'precision', 'Recall': 'recall'}
+    names = {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1', 'Precision': 'precision',
+        'Recall': 'recall'}
     three, rows = lambda x: f'{x:.3f}', []
     for name, runs in s.runs.items():
         found = {k: _spread(_column(runs, f'label_error_{v}'), three) for k, v in names.items()}
@@ -114,7 +119,8 @@ def cost_table(s: Setting) -> Table:
         for r in runs.values(): places.setdefault(measured_on(r), []).append(r)
         for place, there in places.items():
             tested = [r for r in there if r['predict_seconds'] is not None and r['n_test']]
-            rows.append({'Method': name, 'Hardware': place, 'Runs': len(there), 'Fit': _spread([r['fit_seconds'] for r in there], seconds),
+            rows.append({'Method': name, 'Hardware': place, 'Runs': len(there),
+                'Fit': _spread([r['fit_seconds'] for r in there], seconds),
                          'of which neighbour search': _spread([r.get('graph_seconds') for r in there], seconds),
                          'Predict an image': _spread([r['predict_seconds']/r['n_test'] for r in tested], seconds),
                          'Peak memory': _spread([r['peak_memory_mib'] for r in there], memory)})
@@ -269,7 +275,8 @@ def difference_table(s: Setting, found: list) -> Table: # found: of `pairs`
     rows, best = [], next(iter(s.runs))
     for p in holm_corrected([p for p in found if p.a == best]):
         ends = '–' if p.interval is None else '\u00a0to\u00a0'.join(f'{100*x:+.1f}' for x in p.interval)
-        rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins, 'Difference, points': f'{100*p.difference:+.1f}',
+        rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins,
+            'Difference, points': f'{100*p.difference:+.1f}',
                      '95 % over seeds': ends, 'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds),
                      'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels),
                      'Accuracy': p.verdict().replace(' ', '\u00a0')})
@@ -291,8 +298,10 @@ def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
         word, _, more = p.verdict().partition(' ')
         return '○' if word == 'not' else ('△▽' if more else '▲▼')[(word == 'better') != (p.a == a)]
     rows = [{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs]
-    return Table(rows, f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ on these '
-                 'labels and starts only (by images alone, or by seeds where no single answers are kept), ○ not told apart')
+    return Table(rows, f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ on '
+                       'these '
+                 'labels and starts only (by images alone, or by seeds where no single answers are kept), ○ not told '
+                 'apart')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #13e86db6
 def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)
@@ -316,14 +325,16 @@ def jaccard(masks) -> np.ndarray: # (k, k); of what either has, the share that b
 def overlap_figure(s: Setting):
     "How much errors coincide: on test images, and on labels judged; None where records hold no single answers"
     from matplotlib import rc_context
-    panels = [(title, *_stack(s, key)) for key, title in (('test_errors', 'test images mistaken'), ('mistaken', 'labels misjudged'))]
+    panels = [(title, *_stack(s, key)) for key, title in (('test_errors', 'test images mistaken'), ('mistaken',
+        'labels misjudged'))]
     panels = [p for p in panels if len(p[2])]
     if not panels: return None
     k = max(len(p[2]) for p in panels)
     height = min(3.2 if len(panels) > 1 else 5., 1.7 + .22*k)
     with rc_context(house_style):
         figure, found = axes(height, columns=len(panels), title='Of what either method gets wrong, % that both do')
-        for first, ax, panel in zip((True, False), np.atleast_1d(found), panels): _draw_overlap(ax, *panel, first, k <= 12)
+        for first, ax, panel in zip((True, False), np.atleast_1d(found), panels):
+            _draw_overlap(ax, *panel, first, k <= 12)
     summary = [f'{title}: {_nearest(names, masks)}' for title, _, names, masks in panels]
     return Picture(figure, f'Overlap of errors. {"; ".join(summary)}.')
 
@@ -357,7 +368,8 @@ def votes_table(s: Setting):
     for k in range(len(names) + 1):
         here = count == k
         alone = [n for n, f in zip(names, flagged) if (f & here).sum() == here.sum()] if k == 1 and here.any() else []
-        row = {'Flagged by': f'{k} of {len(names)}' + (f' (always {alone[0]})' if alone else ''), 'Labels': f'{here.sum():,}'}
+        row = {'Flagged by': f'{k} of {len(names)}' + (f' (always {alone[0]})' if alone else ''),
+            'Labels': f'{here.sum():,}'}
         if wrong is not None:
             share = percent(float(wrong[here].mean()) if here.any() else None)
             row |= {'of which wrong': f'{(wrong & here).sum():,}', 'share': share}
@@ -372,8 +384,10 @@ def errors_sentence(s: Setting) -> str:
         return ('The records hold no single answers, so nothing can be said of single images; '
                 'runs made by this version keep them.')
     every, some, best = errors.all(0).sum(), errors.any(0).sum(), errors.sum(1).min()
-    return (f'Seed {seed}, {len(names)} methods: {some:,} of {errors.shape[1]:,} test images are mistaken by at least one method, '
-            f'{every:,} by all. The best single method mistakes {best:,}; always asking a method that is right would leave {every:,}.')
+    return (f'Seed {seed}, {len(names)} methods: {some:,} of {errors.shape[1]:,} test images are mistaken by at least '
+            'one method, '
+            f'{every:,} by all. The best single method mistakes {best:,}; always asking a method that is right would '
+            f'leave {every:,}.')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #1aceb1bc
 def hardest(
@@ -407,7 +421,8 @@ def _labels_again(r, data_dir, seed):
     n_train = None if _whole(r, data_dir) else r['n_train']
     _, data, _ = prepare(r['dataset'], data_dir, n_train, r['imbalance'], seed)
     noisy = add_noise(data, r['noise_type'], r['noise_rate'], seed)
-    if fingerprint(noisy.given) != r['samples']['given']: raise NoisynbError('labels made again are not those of the record')
+    if fingerprint(noisy.given) != r['samples']['given']:
+        raise NoisynbError('labels made again are not those of the record')
     return data, noisy
 
 def _whole(r, data_dir) -> bool:
@@ -420,7 +435,8 @@ def title(settings: list) -> Block:
     "Title of the page and one sentence"
     runs, methods = sum(len(r) for s in settings for r in s.runs.values()), {m for s in settings for m in s.runs}
     name = settings[0].name if len(settings) == 1 else f'{len(settings)} noisy data sets'
-    return opening(f'Methods compared: {name}', f'{runs} runs of {len(methods)} methods. Every table gives the number of seeds '
+    return opening(f'Methods compared: {name}',
+        f'{runs} runs of {len(methods)} methods. Every table gives the number of seeds '
                    'behind a figure; which differences are more than chance is tested below.')
 
 def sources(settings: list) -> Block:

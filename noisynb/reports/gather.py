@@ -17,7 +17,8 @@ from .run_page import describe, method_name
 # %% ../../nbs/20_reports/06_gather.ipynb #14d283e1
 def setting(result) -> str:
     "What runs must share to be compared: data, noise, sizes"
-    return json.dumps([result.get(k) for k in ('dataset', 'noise_type', 'noise_rate', 'n_train', 'n_classes', 'imbalance')])
+    return json.dumps([result.get(k) for k in ('dataset', 'noise_type', 'noise_rate', 'n_train', 'n_classes',
+        'imbalance')])
 
 def parameters_of(result) -> dict:
     "The parameters of a run; none where the record does not say"
@@ -40,13 +41,16 @@ def gather(
 ) -> dict: # setting -> entry -> [(path, result)] by seed
     "The newest record of each setting, method and seed"
     hidden = lambda p: any(part.startswith('.') for part in p.relative_to(where).parts)
-    paths = map(Path, where) if isinstance(where, (list, tuple)) else [p for p in Path(where).rglob('*.json') if not hidden(p)]
+    paths = map(Path, where) if isinstance(where, (list, tuple)) else [p for p in Path(where).rglob('*.json')
+        if not hidden(p)]
     newest, tables = {}, {}
     for path in sorted(paths):
         if not _is_run(path): continue
         r = read_result(path); key = setting(r), entry(r), r['seed']
-        if key not in newest or r['provenance']['created'] >= newest[key][1]['provenance']['created']: newest[key] = path, r
-    for (place, who, _), run in sorted(newest.items(), key=lambda item: item[0]): tables.setdefault(place, {}).setdefault(who, []).append(run)
+        if key not in newest or r['provenance']['created'] >= newest[key][1]['provenance']['created']:
+            newest[key] = path, r
+    for (place, who, _), run in sorted(newest.items(), key=lambda item: item[0]):
+        tables.setdefault(place, {}).setdefault(who, []).append(run)
     return dict(sorted(tables.items(), key=lambda item: setting_name(next(iter(item[1].values()))[0][1])))
 
 def _is_run(path) -> bool:
@@ -76,4 +80,5 @@ def page_of(
     path, # of a record
 ) -> Path: # the page beside it, else the notebook, else the record itself
     "The most readable of what lies beside a record"
-    return next(p for p in (Path(path).with_suffix('.html'), Path(path).with_suffix('.ipynb'), Path(path)) if p.exists())
+    return next(p for p in (Path(path).with_suffix('.html'), Path(path).with_suffix('.ipynb'), Path(path))
+        if p.exists())

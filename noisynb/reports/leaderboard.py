@@ -56,7 +56,8 @@ def _row(
     r, href = runs[0][1], lambda p: page_of(p).relative_to(folder).as_posix()
     measures = {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1'}
     theirs = 'none'
-    if r['published_accuracy'] is not None: theirs = f'{percent(r["published_accuracy"])} ({_md(r["published_source"] or "")})'
+    if r['published_accuracy'] is not None:
+        theirs = f'{percent(r["published_accuracy"])} ({_md(r["published_source"] or "")})'
     return {'Method': _md(entry_name(r)), 'Features': _md(r['embedding'] or 'images'), 'Seeds': str(len(runs)),
             'Accuracy': spread(_column(runs, 'test_accuracy')),
             **{name: spread(_column(runs, f'label_error_{key}'), _three) for name, key in measures.items()},
@@ -67,7 +68,8 @@ def _markdown_table(entries, folder) -> list: # lines of Markdown
     "Heading and table of one noisy data set"
     rows = [_row(runs, folder) for runs in _best_first(entries)]
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-    return [f'## {_md(_title(entries))}', '', _sizes(entries), '', line(rows[0]), '|' + ' --- |'*2 + ' ---: |'*5 + ' --- |'*3,
+    return [f'## {_md(_title(entries))}', '', _sizes(entries), '', line(rows[0]),
+        '|' + ' --- |'*2 + ' ---: |'*5 + ' --- |'*3,
             *(line(row.values()) for row in rows), '']
 
 def _title(entries) -> str: return setting_name(next(iter(entries.values()))[0][1])
@@ -92,7 +94,8 @@ def _scale(entries) -> tuple: # two accuracies
     return int(20*min(means))/20, min(1., -int(-20*max(means) - .9999)/20)
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #1f631d4c
-def _link(path, folder, text) -> Block: return link(text, quote(page_of(path).relative_to(folder).as_posix(), safe='/=+,'))
+def _link(path, folder, text) -> Block:
+    return link(text, quote(page_of(path).relative_to(folder).as_posix(), safe='/=+,'))
 
 def _small(text) -> Block: return element('small', text)
 
@@ -117,14 +120,17 @@ def _section(name, entries, folder) -> Block:
     printed = any(r['published_accuracy'] is not None for runs in ordered for _, r in runs)
     up = lambda text: Cell(text, data_first='ascending')
     down = lambda text, **more: Cell(text, data_first='descending', **more)
-    head = [up('Method'), down('Seeds'), down('Accuracy', aria_sort='descending'), f'{percent(low, 0)} to {percent(high, 0)}',
+    head = [up('Method'), down('Seeds'), down('Accuracy', aria_sort='descending'),
+        f'{percent(low, 0)} to {percent(high, 0)}',
             down('AUROC'), down('Average precision'), down('F1'), up('Fit'), up('Peak memory'),
             *['Published']*printed, 'Pages, by seed']
     beside = sorted({p.parent for runs in ordered for p, _ in runs})
     pages = [q for place in beside for q in sorted(place.glob('compare*.html'))]
-    links = [part for q in pages for part in (' ', _link(q, folder, 'these methods compared, with tests of difference'), '.')]
+    links = [part for q in pages for part in (' ', _link(q, folder, 'these methods compared, with tests of difference'),
+        '.')]
     rows = [_line(runs, folder, low, high, printed) for runs in ordered]
-    return join([heading(2, _title(entries), id=name), paragraph(_sizes(entries), *links), _sortable(rows, head, _title(entries))])
+    return join([heading(2, _title(entries), id=name), paragraph(_sizes(entries), *links),
+        _sortable(rows, head, _title(entries))])
 
 def _sortable(rows, head, name) -> Block: return scrollable(table(rows, head, class_='sort'), f'Table: {name}')
 
@@ -139,9 +145,12 @@ def _overview(tables, folder) -> Block:
         method = next(iter(item[1].values()))[0][0][1]['method']
         return (order.index(method) if method in order else len(order), item[0])
     columns = [_overview_cell(entries, folder) for entries in tables]
-    rows = [[name, *(cell(there.get(i, [])) for i, cell in enumerate(columns))] for name, there in sorted(found.items(), key=rank)]
-    lines = lambda entries: join([part for line in _title(entries).split(', ', 1) for part in (element('br'), line)][1:])
-    head = [Cell('Method', data_first='ascending'), *(Cell(lines(entries), data_first='descending') for entries in tables)]
+    rows = [[name, *(cell(there.get(i, [])) for i, cell in enumerate(columns))] for name,
+        there in sorted(found.items(), key=rank)]
+    lines = lambda entries: join([part for line in _title(entries).split(', ', 1)
+        for part in (element('br'), line)][1:])
+    head = [Cell('Method', data_first='ascending'), *(Cell(lines(entries),
+        data_first='descending') for entries in tables)]
     return _sortable(rows, head, 'every method, every setting')
 
 def _overview_cell(entries, folder):
@@ -151,12 +160,14 @@ def _overview_cell(entries, folder):
     def line(runs):
         path, r = runs[0]
         features = ', ' + _short(r['embedding'] or 'images') if several else ''
-        return [_link(path, folder, spread(_column(runs, 'test_accuracy'))), _small(f'n\u202f=\u202f{len(runs)}{features}')]
+        return [_link(path, folder, spread(_column(runs, 'test_accuracy'))),
+            _small(f'n\u202f=\u202f{len(runs)}{features}')]
     def cell(there):
         there = sorted(there, key=lambda runs: -(_mean(runs) or 0))
         if not there: return Cell('–', data_v='')
         first = _mean(there[0])
-        return Cell(join(part for runs in there for part in line(runs)), class_='best' if first == best else None, data_v=_num(first))
+        return Cell(join(part for runs in there for part in line(runs)), class_='best' if first == best else None,
+            data_v=_num(first))
     return cell
 
 def _short(name, most=18) -> str: return name if len(name) <= most else name[:most - 1] + '…'
@@ -212,14 +223,17 @@ def _figure(tables):
         parts += [_mark(kind, hollow, x, bottom + 41, words), _text(x + 10, bottom + 45, words)]
     parts += [_text(_right + 24, bottom + 16, 'test accuracy in %')]
     drawn = element('svg', *parts, viewBox=f'0 0 880 {bottom + 54}', role='img', aria_label='. '.join(sentences) + '.')
-    caption = ('Mean accuracy of every method on every noisy data set. Named on the right: the best mean, with its spread over seeds. '
+    caption = ('Mean accuracy of every method on every noisy data set. Named on the right: the best mean, with its '
+               'spread over seeds. '
                'Whether the difference to the next is more than chance is what ', code('noisynb compare'), ' tests.')
     return element('figure', scrollable(drawn, 'Figure: accuracy of every method'), element('figcaption', *caption))
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #9615b131
-intro = ('Accuracy is measured on test images with right labels. AUROC and average precision say how well the wrong training '
+intro = ('Accuracy is measured on test images with right labels. AUROC and average precision say how well the wrong '
+         'training '
          'labels are ranked, F1 how well they are flagged. Where there are two seeds or more: mean ± sample standard '
-         'deviation, or the value alone if all gave the same. Fit is the wall time of fitting, neighbour search included, '
+         'deviation, or the value alone if all gave the same. Fit is the wall time of fitting, neighbour search '
+         'included, '
          'beside the hardware it was measured on. Published: a figure that a source prints for the same setting.')
 
 def readme(
@@ -228,7 +242,8 @@ def readme(
 ) -> str:
     "The leaderboard as Markdown"
     n = sum(len(runs) for entries in tables for runs in entries.values())
-    text = ['# Reports', '', f'{n} runs, made by `noisynb run` and gathered by `noisynb report`; this page is generated. '
+    text = ['# Reports', '', f'{n} runs, made by `noisynb run` and gathered by `noisynb report`; this page is '
+                             'generated. '
             'In each table the best mean accuracy comes first. The same with tables that sort, and a plot: '
             '[index.html](index.html), to be opened from a clone.', '', intro, '', *map(_summary, tables), '']
     return '\n'.join(text + [line for entries in tables for line in _markdown_table(entries, folder)])
@@ -249,11 +264,13 @@ def board(
     "The leaderboard as one page that needs nothing else"
     part = lambda name: (resources.files('noisynb')/'templates'/name).read_text(encoding='utf-8')
     n = sum(len(runs) for entries in tables for runs in entries.values())
-    index = [element('li', link(_title(entries), f'#s{i}'), f', {len(entries)} methods') for i, entries in enumerate(tables)]
+    index = [element('li', link(_title(entries), f'#s{i}'), f', {len(entries)} methods') for i,
+        entries in enumerate(tables)]
     search = element('input', id='filter', type='search')
     main = [
         heading(1, 'Leaderboard'),
-        paragraph(f'{n} runs on {len(tables)} noisy data sets, every number with the page that made it, or with its record.', class_='lede'),
+        paragraph(f'{n} runs on {len(tables)} noisy data sets, every number with the page that made it, or with its '
+                  'record.', class_='lede'),
         paragraph(intro, ' Made by ', code('noisynb report'), ' from the records beside it.'),
         element('ul', *index, class_='index'),
         _figure(tables),

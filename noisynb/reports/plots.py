@@ -113,7 +113,8 @@ def transition(
     "The transition matrix: a table up to twelve classes, a heat map beyond"
     T = np.asarray(T); C = len(T)
     names = [_short(c) for c in (range(C) if classes is None else classes)]
-    if T.shape != (C, len(names)): raise NoisynbError(f'a matrix of shape {T.shape} does not fit {len(names)} class names; give one name per row')
+    if T.shape != (C, len(names)):
+        raise NoisynbError(f'a matrix of shape {T.shape} does not fit {len(names)} class names; give one name per row')
     there = np.flatnonzero(T.sum(1) > 0)
     kept = [f'{100*share:.0f}\u202f%' for share in sorted(np.diag(T)[there])]
     if not kept: summary = ''
@@ -163,7 +164,8 @@ def quality(
         ax.hist(group, 40, range=(0, 1), weights=heights, histtype='step', color=color, linewidth=1.4)
         ax.plot([], [], color=color, linewidth=5, alpha=.7, label=f'{name} ({len(group):,})')
     if threshold is not None: ax.axvline(threshold, color=dim, linestyle=':', linewidth=1.4, label='threshold')
-    ax.set(xlim=(0, 1), xlabel='label quality: 0 = surely wrong, 1 = surely right', ylabel='% of the group' + ', log scale'*heaped)
+    ax.set(xlim=(0, 1), xlabel='label quality: 0 = surely wrong, 1 = surely right',
+        ylabel='% of the group' + ', log scale'*heaped)
     ax.grid(axis='y')
     ax.minorticks_off()
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=3, fontsize=8.5)
@@ -182,23 +184,27 @@ def ranking(
     "Precision against recall of the ranking by label quality, for one method or several"
     from sklearn.metrics import average_precision_score, precision_recall_curve
     flipped, said = np.asarray(flipped, bool), []
-    if not flipped.any() or flipped.all(): raise NoisynbError('a ranking can be drawn only where some labels are wrong and some are right')
+    if not flipped.any() or flipped.all():
+        raise NoisynbError('a ranking can be drawn only where some labels are wrong and some are right')
     figure, ax = axes(3.1, title=title)
     for i, (name, q) in enumerate((values if isinstance(values, dict) else {'this method': values}).items()):
         doubt = -np.asarray(q, float)
         precision, recall, _ = precision_recall_curve(flipped, doubt)
         said.append(f'{name}: average precision {average_precision_score(flipped, doubt):.3f}')
         color = (wrong, right, *palette[2:])[i % len(palette)]
-        ax.plot(100*recall[:-1], 100*precision[:-1], color=color, linewidth=1.4 if i else 2.2, label=said[-1], zorder=9 - i)
+        ax.plot(100*recall[:-1], 100*precision[:-1], color=color, linewidth=1.4 if i else 2.2, label=said[-1],
+            zorder=9 - i)
     if flagged is not None and np.any(flagged):
         hit = flipped[np.asarray(flagged, bool)]
-        ax.plot(100*hit.sum()/flipped.sum(), 100*hit.mean(), 'o', color='white', markeredgecolor=wrong, markeredgewidth=2, markersize=7,
+        ax.plot(100*hit.sum()/flipped.sum(), 100*hit.mean(), 'o', color='white', markeredgecolor=wrong,
+            markeredgewidth=2, markersize=7,
                 zorder=10, label='where its threshold stops')
     ax.axhline(100*flipped.mean(), color=dim, linestyle='--', linewidth=1, label='chance')
     ax.set(xlim=(0, 101), ylim=(0, 103), xlabel='% of the wrong labels found so far', ylabel='% wrong among those')
     ax.grid()
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, fontsize=8.5)
-    return Picture(figure, f'Precision against recall of the wrong labels. {"; ".join(said)}; chance {flipped.mean():.3f}.')
+    return Picture(figure, f'Precision against recall of the wrong labels. {"; ".join(said)}; chance '
+                           f'{flipped.mean():.3f}.')
 
 # %% ../../nbs/20_reports/01_plots.ipynb #48622979
 def webp(
@@ -262,8 +268,11 @@ def history(
 ) -> Picture:
     "What changed from epoch to epoch"
     rows = list(rows)
-    names = [k for k, v in rows[-1].items() if k != 'epoch' and isinstance(v, (int, float)) and not isinstance(v, bool)] if rows else []
-    if not names: raise NoisynbError('a history without numbers cannot be drawn; give one dict per epoch, such as dict(epoch=1, loss=0.7)')
+    names = [k for k, v in rows[-1].items() if k != 'epoch' and isinstance(v, (int, float))
+        and not isinstance(v, bool)] if rows else []
+    if not names:
+        raise NoisynbError('a history without numbers cannot be drawn; give one dict per epoch, such as dict(epoch=1, '
+                           'loss=0.7)')
     x = [row.get('epoch', i + 1) for i, row in enumerate(rows)]
     counted = lambda k: k.startswith('n_') or k.endswith(('loss', 'seconds', 'rate', 'per_second'))
     panels = dict(share=[k for k in names if not counted(k)], loss=[k for k in names if k.endswith('loss')])
@@ -271,7 +280,8 @@ def history(
     figure, found = axes(2.6, columns=len(panels), title=title)
     for ax, (label, keys) in zip(np.atleast_1d(found), panels.items()):
         for i, key in enumerate(keys):
-            ax.plot(x, [row.get(key, np.nan) for row in rows], color=palette[i % len(palette)], label=key.replace('_', ' '), marker='' if len(x) > 2 else 'o')
+            ax.plot(x, [row.get(key, np.nan) for row in rows], color=palette[i % len(palette)],
+                label=key.replace('_', ' '), marker='' if len(x) > 2 else 'o')
         ax.set(xlabel='epoch', ylabel=label)
         ax.grid(axis='y')
         ax.legend(fontsize=8.5)
@@ -292,7 +302,9 @@ def curves(
     said = []
     for i, (name, values) in enumerate(lines.items()):
         values, color = np.atleast_2d(np.asarray(values, float)), palette[i % len(palette)]
-        if values.shape[1] != len(x): raise NoisynbError(f'{name!r} has {values.shape[1]} values for {len(x)} positions; give shape (seeds, {len(x)})')
+        if values.shape[1] != len(x):
+            raise NoisynbError(f'{name!r} has {values.shape[1]} values for {len(x)} positions; give shape (seeds, '
+                               f'{len(x)})')
         mean = values.mean(0)
         ax.plot(x, mean, color=color, marker='o', markersize=3.5, label=name)
         if len(values) > 1:

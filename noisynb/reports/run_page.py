@@ -11,11 +11,16 @@ from ..show import memory, percent, seconds
 from .blocks import Block, code, facts, join, note, opening, table, tiles
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #14a46eed
-spelled = {'knn': 'k-NN', 'corrected': 'Corrected votes', 'fashion-mnist': 'Fashion-MNIST', 'mnist': 'MNIST', 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
-           'cifar10n': 'CIFAR-10N', 'cifar100n': 'CIFAR-100N', 'animal10n': 'Animal-10N', 'webvision50': 'WebVision-50', 'clothing1m': 'Clothing1M',
-           'pneumoniamnist': 'PneumoniaMNIST', 'dermamnist': 'DermaMNIST', 'breastmnist': 'BreastMNIST', 'linear': 'Linear probe',
-           'ce': 'Cross entropy', 'coteaching': 'Co-teaching', 'lend-graph': 'LEND on a graph', 'control': 'The same without echoes'}
-adjectives = {'symmetric-included': 'symmetric (true class included)', 'symmetric': 'symmetric', 'asymmetric': 'asymmetric',
+spelled = {'knn': 'k-NN', 'corrected': 'Corrected votes', 'fashion-mnist': 'Fashion-MNIST', 'mnist': 'MNIST',
+    'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
+           'cifar10n': 'CIFAR-10N', 'cifar100n': 'CIFAR-100N', 'animal10n': 'Animal-10N', 'webvision50': 'WebVision-50',
+           'clothing1m': 'Clothing1M',
+           'pneumoniamnist': 'PneumoniaMNIST', 'dermamnist': 'DermaMNIST', 'breastmnist': 'BreastMNIST',
+           'linear': 'Linear probe',
+           'ce': 'Cross entropy', 'coteaching': 'Co-teaching', 'lend-graph': 'LEND on a graph',
+           'control': 'The same without echoes'}
+adjectives = {'symmetric-included': 'symmetric (true class included)', 'symmetric': 'symmetric',
+    'asymmetric': 'asymmetric',
               'pair': 'pair-flip', 'instance': 'instance-dependent', 'matrix': 'transition-matrix'}
 
 def method_name(name: str) -> str:
@@ -76,7 +81,8 @@ def _baselines(r) -> str:
 def measured_on(result) -> str:
     "The hardware a time was measured on"
     p = result['provenance']
-    return p['hardware'] + (f', {p["threads"]} thread{"s" if p["threads"] > 1 else ""}' if result['device'] == 'cpu' else '')
+    return p['hardware'] + (f', {p["threads"]} thread{"s" if p["threads"] > 1 else ""}' if result['device'] == 'cpu'
+        else '')
 
 def baseline_name(
     key: str, # such as 'knn-11'
@@ -143,7 +149,8 @@ def cost_facts(result) -> Block:
     if r['predict_seconds'] is not None and r['n_test']:
         each = f'{seconds(r["predict_seconds"]/r["n_test"])} an image'
         rows += [('Predict the test images', seconds(r['predict_seconds']), each)]
-    return facts(*rows, ('Peak memory', memory(r['peak_memory_mib']), 'of the whole process, libraries and data included'))
+    return facts(*rows, ('Peak memory', memory(r['peak_memory_mib']),
+        'of the whole process, libraries and data included'))
 
 def provenance_facts(result) -> Block:
     "What made these numbers, and the command that makes them again"
@@ -164,7 +171,8 @@ def comparison(
     "One row per method, the first one set in bold"
     three = lambda x: '–' if x is None else f'{x:.3f}'
     columns = [('test_accuracy', 'Test accuracy', percent), ('label_error_auroc', 'AUROC', three),
-               ('label_error_average_precision', 'Average precision', three), ('label_error_f1', 'F1 of the flags', three)]
+               ('label_error_average_precision', 'Average precision', three),
+               ('label_error_f1', 'F1 of the flags', three)]
     columns = [c for c in columns if any(m.get(c[0]) is not None for m in measured.values())]
     rows = [(name, *(show(m.get(key)) for key, _, show in columns)) for name, m in measured.items()]
     return table(rows, ('Method', *(name for _, name, _ in columns)), first='ours')

@@ -15,7 +15,7 @@ from ..show import Table, memory, percent, seconds
 from ..datasets.files import Files
 from ..methods import method_class, methods
 from .plots import webp
-from .blocks import (Block, Cell, box, cards, dim, element, facts, image, join, left, note,
+from .blocks import (Block, Cell, cards, dim, div, element, facts, image, join, left, note,
     opening, paragraph, table, tiles)
 from .run_page import method_name, spelled
 
@@ -45,8 +45,9 @@ def _origin(r)->str:
     "Where labels come from whose truth is known"
     if r['noise_type'] == 'none': return ''
     if r['noise_rate'] is None:
-        return f' The labels are those called “{r["noise_type"]}”; the right ones are known and were kept aside to measure with.'
-    return f' Of these labels {percent(r["noise_rate_realised"])} were made wrong on purpose, to see how many are found.'
+        return f' The labels are those called “{r["noise_type"]}”; the right ones were kept aside to measure with.'
+    wrong = percent(r['noise_rate_realised'])
+    return f' Of these labels {wrong} were made wrong on purpose, to see how many are found.'
 
 def headline(found:Audit)->Block:
     "The numbers that matter, as tiles"
@@ -61,12 +62,12 @@ def headline(found:Audit)->Block:
     shown += [('Duplicates with two labels', f'{r["n_conflicts"]:,}', groups)]
     if isinstance(found.subject.images, Files):
         shown += [('Not usable', f'{r["n_unused"]:,}', f'of {r["n_listed"]:,} files')]
-    return join([tiles(*shown), note(_method_saw(r))])
+    return join([tiles(*shown), note(_method_saw(r))], '\n')
 
 def _method_saw(r)->str:
     "What the method saw, and what to think of it"
     if method_class(r['method']).input == 'images':
-        return f'The method saw the images themselves; neighbours and duplicates were looked for among {r["embedding_how"]}.'
+        return f'The method saw the images; neighbours and duplicates were looked for among {r["embedding_how"]}.'
     pixels = r['embedding'] == 'raw' or r['embedding'].startswith('pca')
     advice = (' Pixels say little about photographs: with a trained network fewer labels would be flagged, and more of '
               'them '
@@ -79,7 +80,7 @@ def audit_facts(found:Audit)->Block:
     seen = 'Neighbours among' if method_class(r['method']).input == 'images' else 'The method saw'
     times = ', '.join(f'{k} {seconds(v)}' for k, v in r['seconds'].items())
     rows = [('Audited', _name(found.subject.name)),
-            (seen, join([_name(r['embedding']), f': {r["embedding_how"]}'], '')),
+            (seen, join([_name(r['embedding']), f': {r["embedding_how"]}'])),
             ('Chosen because', r['embedding_why']),
             ('Method', method_name(r['method']) + ''.join(f', {k} {v}' for k, v in r['options'].items())),
             ('Flagged below a quality of', f'{found.threshold:.3g}'), ('Time, cached work not counted', times),
@@ -124,7 +125,7 @@ def _image(found, uris, i, kind='', about=''):
 def _strip(found, uris, name, count, rows):
     "The nearest neighbours on one side"
     images = [_image(found, uris, j) for j in rows]
-    return box('', dim(f'{name} {count} of {found.near.shape[1]}'), box('strip', *images))
+    return div('', dim(f'{name} {count} of {found.near.shape[1]}'), div('strip', *images))
 
 def _outcome(found, i)->list:
     "Whether the label was wrong, where that is known"
@@ -144,8 +145,8 @@ def _suspect(found, uris, i)->tuple: # parts of a card, and its text
     lines = [paragraph(element('span', 'given', class_='dim'), ' ', element('b', _name(given))),
              paragraph(element('span', 'suggested', class_='dim'), ' ', other),
              dim(f'quality {quality}'), *_outcome(found, i)]
-    top = box('top', _image(found, uris, i, 'big', 'Suspect, '), box('', *lines))
-    sides = box('sides', _strip(found, uris, 'against', found.near.shape[1] - agree, against),
+    top = div('top', _image(found, uris, i, 'big', 'Suspect, '), div('', *lines))
+    sides = div('sides', _strip(found, uris, 'against', found.near.shape[1] - agree, against),
                 _strip(found, uris, 'for', agree, favor))
     text = f'{_shown(s.short(i))}: given {given}, suggested {suggested}, quality {quality}'
     return (top, sides, dim(_name(s.short(i)))), text
@@ -201,12 +202,12 @@ def _conflict(found, uris, group, shown)->tuple: # parts of a card, and its text
     "Duplicates side by side, each with its label"
     s = found.subject
     def picture(i):
-        return box('', _image(found, uris, i, 'big'), paragraph(element('b', _name(_class(found, s.given[i])))),
+        return div('', _image(found, uris, i, 'big'), paragraph(element('b', _name(_class(found, s.given[i])))),
                    dim(_name(s.short(i), 40)))
     kind = 'equal' if len(set(s.keys[group])) == 1 else 'nearly equal'
     if len(group) > len(shown): kind += f', {len(group)} images'
     text = ' | '.join(f'{_shown(s.short(i))}: {_class(found, s.given[i])}' for i in group)
-    return (box('group', *map(picture, shown)), dim(kind)), text
+    return (div('group', *map(picture, shown)), dim(kind)), text
 
 def conflicts(
     found:Audit,
@@ -232,4 +233,4 @@ def unreadable(
     file = lambda path: Cell(_name(path), style=f'{left};overflow-wrap:anywhere')
     rows = [(file(path), _name(label, 40), _shown(reason, 200)) for path, label, reason in bad[:limit]]
     more = [note(f'and {len(bad) - limit:,} more, at the end of suspects.csv')]*(len(bad) > limit)
-    return join([table(rows, ('file', 'given', 'why'), words=(1, 2)), *more])
+    return join([table(rows, ('file', 'given', 'why'), words=(1, 2)), *more], '\n')

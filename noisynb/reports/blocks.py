@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['left', 'Block', 'escape', 'join', 'element', 'heading', 'paragraph', 'note', 'opening', 'code', 'link', 'Cell',
-           'table', 'scrollable', 'facts', 'tiles', 'image', 'gallery', 'box', 'cards', 'dim', 'document']
+           'table', 'scrollable', 'facts', 'tiles', 'image', 'gallery', 'div', 'cards', 'dim', 'document']
 
 # %% ../../nbs/20_reports/00_blocks.ipynb #93c179c9
 import base64, hashlib, html
@@ -24,11 +24,11 @@ def escape(
 
 def join(
     blocks, # or text
-    between: str = '\n', # what separates their texts; the markups follow one another
+    between='', # block or text
 ) -> Block:
     "Several pieces as one"
     blocks = list(blocks)
-    return Block(''.join(map(escape, blocks)), between.join(map(str, blocks)))
+    return Block(escape(between).join(map(escape, blocks)), str(between).join(map(str, blocks)))
 
 def element(
     tag: str,
@@ -37,7 +37,7 @@ def element(
 ) -> Block:
     "One element of HTML or SVG"
     given = {k.rstrip('_').replace('_', '-'): html.escape(str(v)) for k, v in attributes.items() if v is not None}
-    head, content = tag + ''.join(f' {k}="{v}"' for k, v in given.items()), join(inside, '')
+    head, content = tag + ''.join(f' {k}="{v}"' for k, v in given.items()), join(inside)
     closed = tag in ('img', 'br', 'input', 'path', 'circle') and not inside
     return Block(f'<{head}/>' if closed else f'<{head}>{content.markup}</{tag}>', content.text)
 
@@ -93,15 +93,13 @@ def table(
     "A table with heads that screen readers know"
     rows, words = [list(row) for row in rows], {0, *words}
     style = lambda j: left if j in words else None
-    def line(row):
-        cells = [_cell(v, 'td' if j else 'th', style(j), scope=None if j else 'row') for j, v in enumerate(row)]
-        return join(cells, '  ')
-    lines = [element('tr', line(row), class_=None if i else first) for i, row in enumerate(rows)]
-    heads = join((_cell(v, 'th', style(j), scope='col') for j, v in enumerate(head)), '  ')
+    def line(row, tags, scopes, **attributes):
+        cells = [_cell(v, tags[j > 0], style(j), scope=scopes[j > 0]) for j, v in enumerate(row)]
+        return Block(element('tr', *cells, **attributes).markup, '  '.join(map(str, cells)))
     parts = [element('caption', caption, style=left)] if caption else []
-    parts += [element('thead', element('tr', heads))] if head else []
-    body = Block('\n'.join(map(escape, lines)), '\n'.join(map(str, lines)))
-    return element('table', join([*parts, element('tbody', body)]), **attributes)
+    if head: parts.append(element('thead', line(head, ('th', 'th'), ('col', 'col'))))
+    lines = [line(row, ('th', 'td'), ('row', None), class_=None if i else first) for i, row in enumerate(rows)]
+    return element('table', join([*parts, element('tbody', join(lines, '\n'))], '\n'), **attributes)
 
 # %% ../../nbs/20_reports/00_blocks.ipynb #9df3d040
 def scrollable(
@@ -136,8 +134,7 @@ def tiles(
         lines = (element('dt', name, style=_term), element('dd', value, class_='value', style=_value),
                  element('dd', remark, class_='note', style=_term))
         return Block(element('div', *lines).markup, f'{name}: {value} ({remark})')
-    inside = join(tile(*t) for t in each)
-    return element('dl', inside, class_='tiles', style=grid)
+    return element('dl', join((tile(*t) for t in each), '\n'), class_='tiles', style=grid)
 
 # %% ../../nbs/20_reports/00_blocks.ipynb #b9911ed6
 def image(
@@ -157,9 +154,9 @@ def gallery(
     "Small images in rows of five, each with its lines"
     def figure(uri, alt, lines):
         shown = image(uri, alt, width=88, style='height:88px;object-fit:contain')
-        words = Block('<br>'.join(map(escape, lines)), '')
-        return element('figure', shown, element('figcaption', words), style='margin:0')
-    return element('div', join(figure(*f) for f in figures), class_='gallery', style=_gallery)
+        words = element('figcaption', join(lines, element('br')))
+        return Block(element('figure', shown, words, style='margin:0').markup, alt)
+    return element('div', join((figure(*f) for f in figures), '\n'), class_='gallery', style=_gallery)
 
 # %% ../../nbs/20_reports/00_blocks.ipynb #25d7b423
 _cards = '''<style>
@@ -175,7 +172,7 @@ _cards = '''<style>
 .cards .group { display: flex; flex-wrap: wrap; gap: .8rem } .cards .group > div { width: 6.6rem }
 </style>'''
 
-def box(
+def div(
     kind: str, # its class
     *inside,
 ) -> Block:
@@ -187,7 +184,7 @@ def cards(
 ) -> Block:
     "Cards side by side, with their style"
     each = [Block(element('article', *parts).markup, text) for parts, text in each]
-    return element('div', join([Block(_cards, ''), *each]), class_='cards')
+    return element('div', Block(_cards, ''), join(each, '\n'), class_='cards')
 
 def dim(*inside) -> Block:
     "A line of a card in small print"

@@ -87,7 +87,7 @@ def book_link(
 
 # %% ../../nbs/20_reports/09_book.ipynb #486e99ae
 def _renderer(leads, folder):
-    "Markdown as nbconvert reads it: links by `leads`, pictures of `folder` embedded, headings with names, tables that scroll"
+    "Markdown as nbconvert reads it, with links by `leads`, embedded pictures, named headings and tables that scroll"
     from nbconvert.filters.markdown_mistune import IPythonRenderer
     class Renderer(IPythonRenderer):
         seen = Counter()
@@ -199,7 +199,8 @@ def _class(node, comments, lines) -> Entry:
     value = lambda n: ast.unparse(n.value) if n.value else ''
     row = lambda n: (n.target.id, ast.unparse(n.annotation), value(n), comments.get(n.end_lineno, ''))
     rows = [row(n) for n in node.body if isinstance(n, ast.AnnAssign)]
-    head = f'({", ".join(n + (f"={d}" if d else "") for n, _, d, _ in rows)})' if rows else f'({bases})' if bases else ''
+    fields = ', '.join(n + (f'={d}' if d else '') for n, _, d, _ in rows)
+    head = f'({fields or bases})' if fields or bases else ''
     made = _function(there['__init__'], node.name, comments, lines) if '__init__' in there else Entry(node.name,
         node.name + head, rows=rows)
     made.doc = (ast.get_docstring(node) or '') + (f'\n\nBases: `{bases}`' if bases else '')
@@ -246,7 +247,7 @@ def _short(text, most=8) -> str:
 def _comment(text) -> Block:
     "A comment, with what is between backquotes as code"
     parts = re.split('`([^`]+)`', text)
-    return join((code(part) if i % 2 else part for i, part in enumerate(parts)), '')
+    return join(code(part) if i % 2 else part for i, part in enumerate(parts))
 
 def _entry_text(entry, chapter, level=2) -> str:
     "One entry of the reference as Markdown"
@@ -303,7 +304,8 @@ def _exporter():
     from nbconvert.filters.highlight import Highlight2HTML
     from traitlets.config import Config
     c = Config()
-    c.TemplateExporter.extra_template_basedirs = c.TemplateExporter.extra_template_paths = [str(resources.files('noisynb')/'templates')]
+    templates = [str(resources.files('noisynb')/'templates')]
+    c.TemplateExporter.extra_template_basedirs = c.TemplateExporter.extra_template_paths = templates
     c.TagRemovePreprocessor.enabled = c.CoalesceStreamsPreprocessor.enabled = True
     c.TagRemovePreprocessor.remove_input_tags = {'remove-input'}
     c.NbConvertBase.display_data_priority = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg',

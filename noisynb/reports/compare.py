@@ -18,7 +18,7 @@ from ..show import Table, memory, percent, seconds
 from ..disk import fingerprint
 from ..experiment import add_noise, prepare
 from ..record import unpack
-from .plots import Gallery, Picture, axes, house_style, palette
+from .plots import Picture, axes, gallery, house_style, palette
 from .blocks import Block, note, opening
 from .gather import entry_name, gather, setting_name, spread
 from .run_page import measured_on
@@ -179,7 +179,7 @@ def learning_figure(s: Setting):
 def sign_flip(
     differences, # (n,) whole numbers, one per unit
 ) -> float: # p
-    "Exact two-sided test of a sum against all choices of its signs; for differences of -1, 0 and 1 this is McNemar's exact test"
+    "Exact two-sided test of a sum against all choices of its signs; McNemar's where differences are -1, 0 and 1"
     from scipy.signal import convolve
     from scipy.stats import binom
     d = np.asarray(differences, int)
@@ -283,8 +283,8 @@ def difference_table(s: Setting, found: list) -> Table: # found: of `pairs`
     if not rows:
         alone = 'one method alone, nothing to compare' if len(s.runs) < 2 else 'no two methods share a seed'
         return Table([], f'{s.name}: {alone}')
-    caption = f'p-values are corrected (Holm) for these {len(rows)} comparisons, but not for choosing the best on the same runs'
-    return _without_empty_columns(rows, f'{s.name}: {caption}')
+    return _without_empty_columns(rows, f'{s.name}: p-values are corrected (Holm) for these {len(rows)} comparisons, '
+                                  'but not for choosing the best on the same runs')
 
 def _p_text(p) -> str: return '–' if p is None else '<\u00a00.001' if p < .001 else f'{p:.3f}'
 
@@ -394,7 +394,7 @@ def hardest(
     s: Setting,
     data_dir=None, # the data folder
     limit: int = 10, # images of each kind
-) -> list: # of (sentence, Gallery or None)
+) -> list: # of (sentence, Block of images or None)
     "What no method gets right"
     seed, names, flagged = _stack(s, 'flagged')
     if not names: return []
@@ -402,8 +402,8 @@ def hardest(
     except (NoisynbError, OSError) as e: return [(f'The images are not shown: {str(e).splitlines()[0]}', None)]
     parts, name, given, truth = [], data.classes, noisy.given, data.train.labels
     def add(sentence, rows, images, lines):
-        gallery = Gallery(images[rows[:limit]], [lines(i) for i in rows[:limit]]) if len(rows) else None
-        parts.append((f'{len(rows):,} {sentence}', gallery))
+        shown = gallery(images[rows[:limit]], [lines(i) for i in rows[:limit]]) if len(rows) else None
+        parts.append((f'{len(rows):,} {sentence}', shown))
     if noisy.kind != 'none':
         given_line = lambda i: [f'given: {name[given[i]]}']
         both = lambda i: given_line(i) + [f'true: {name[truth[i]]}']

@@ -67,7 +67,8 @@ def spread(
     "Mean and sample standard deviation of two values or more; the value alone where all are the same"
     values = [v for v in values if v is not None]
     if not values: return '–'
-    return show(values[0]) if len(set(values)) == 1 else f'{show(statistics.mean(values))} ± {show(statistics.stdev(values))}'
+    if len(set(values)) == 1: return show(values[0])
+    return f'{show(statistics.mean(values))} ± {show(statistics.stdev(values))}'
 
 def entry_name(result) -> str:
     "Method and options in words"

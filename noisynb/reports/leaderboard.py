@@ -13,7 +13,8 @@ from urllib.parse import quote
 from ..core import NoisynbError
 from ..show import memory, percent, seconds
 from ..disk import atomic_write
-from .blocks import Block, Cell, code, document, element, heading, join, link, paragraph, scrollable, table
+from noisynb.reports.blocks import (Block, Cell, code, document, element, heading, join, link, paragraph, scrollable,
+    table)
 from .run_page import measured_on
 from .gather import entry_name, gather, page_of, setting_name, spread
 
@@ -112,7 +113,7 @@ def _line(runs, folder, low, high, printed) -> list: # of cells
             Cell(_link(runs[0][0], folder, spread(accuracy)), data_v=_num(_mean(runs))), _strip(accuracy, low, high),
             *(cell(f'label_error_{k}', _three) for k in ('auroc', 'average_precision', 'f1')),
             Cell(fit, data_v=_num(min(map(statistics.mean, times.values())))), cell('peak_memory_mib', memory),
-            *[theirs]*printed, Cell(join([part for page in pages for part in (' ', page)][1:]), class_='l')]
+            *[theirs]*printed, Cell(join(pages, ' '), class_='l')]
 
 def _section(name, entries, folder) -> Block:
     "Heading, facts and table of one setting"
@@ -147,8 +148,7 @@ def _overview(tables, folder) -> Block:
     columns = [_overview_cell(entries, folder) for entries in tables]
     rows = [[name, *(cell(there.get(i, [])) for i, cell in enumerate(columns))] for name,
         there in sorted(found.items(), key=rank)]
-    lines = lambda entries: join([part for line in _title(entries).split(', ', 1)
-        for part in (element('br'), line)][1:])
+    lines = lambda entries: join(_title(entries).split(', ', 1), element('br'))
     head = [Cell('Method', data_first='ascending'), *(Cell(lines(entries),
         data_first='descending') for entries in tables)]
     return _sortable(rows, head, 'every method, every setting')

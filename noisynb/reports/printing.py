@@ -52,7 +52,7 @@ def _mend(page: str) -> str:
             'button', 'video', 'audio', 'source', 'set', 'animate']):
         tag.decompose()
     for tag in soup.find_all(True):
-        safe = r'data:(image/|,)|#|https?://' if tag.name == 'a' else r'data:(image/|,)'   # a link may lead out, nothing is fetched
+        safe = r'data:(image/|,)' + '|#|https?://'*(tag.name == 'a')   # a link may lead out, nothing is fetched
         unsafe = lambda name: name.startswith('on') or name in ('href', 'src', 'srcset', 'xlink:href', 'formaction',
             'action', 'poster', 'background') and not re.match(safe, str(tag[name]).strip())
         for name in filter(unsafe, list(tag.attrs)): del tag[name]

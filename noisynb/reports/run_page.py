@@ -47,8 +47,9 @@ def title(result) -> Block:
     from noisynb.methods import methods
     r, rate = result, result['noise_rate_realised']
     about = methods[r['method']][1] if r['method'] in methods else ''
-    tested = f' and was tested on {r["n_test"]:,} images' + ' with right labels'*(rate is not None) if r['n_test'] else ''
-    labels = f', {percent(rate, 0)} of which carry a wrong label' + ','*bool(tested) if rate else ' with labels as they are'
+    tested, labels = '', ' with labels as they are'
+    if r['n_test']: tested = f' and was tested on {r["n_test"]:,} images' + ' with right labels'*(rate is not None)
+    if rate: labels = f', {percent(rate, 0)} of which carry a wrong label' + ','*bool(tested)
     who = method_name(r['method']) + (f' ({about})' if about else '')
     return opening(describe(r), f'{who} learnt from {r["n_train"]:,} images{labels}{tested}.')
 
@@ -103,7 +104,7 @@ def remarks(
     notes=(), # warnings of the run
 ) -> Block:
     "The published figure, and the warnings of the run"
-    return join(note(line) for line in (published_line(result), *notes))
+    return join((note(line) for line in (published_line(result), *notes)), '\n')
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #68e82af4
 def data_facts(
@@ -156,7 +157,7 @@ def provenance_facts(result) -> Block:
     "What made these numbers, and the command that makes them again"
     p = result['provenance']
     commit = 'not a git checkout'
-    if p['commit']: commit = join([code(p['commit'][:12]), ', with uncommitted changes' if p['dirty'] else ''], '')
+    if p['commit']: commit = join([code(p['commit'][:12]), ', with uncommitted changes' if p['dirty'] else ''])
     libraries = ', '.join(f'{k}\u00a0{v}' for k, v in p['versions'].items())
     device = measured_on(result) + ('' if result['device'] == 'cpu' else f' ({result["device"]})')
     made = p['created'].replace('T', ' ').replace('+00:00', ' UTC')

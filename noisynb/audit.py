@@ -311,7 +311,7 @@ class AuditConfig:
             options=dict(self.options or {}))
 
     def command(self)->str:
-        "The `noisynb audit` that does the same"
+        "The `noisynb audit` for these parameters"
         p, words = self.settled(), []
         for name, usual in dict(embedding='auto', method='wann').items():
             if p[name] != usual: words += [f'--{name}', p[name]]

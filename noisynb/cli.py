@@ -81,12 +81,12 @@ def _sweep(args):
         if args.dry_run: print(sweeps.survey(args.grid, args.output, args.pages, args.since)); return 0
         engine = engines.Ray(args.address, args.shared) if args.engine == 'ray' else engines.Local(args.cpus,
             args.memory)
-        said = sweeps.sweep(args.grid, args.output, engine, args.pages, args.retry, args.since,
+        outcome = sweeps.sweep(args.grid, args.output, engine, args.pages, args.retry, args.since,
             lambda line: print(line, flush=True))
     finally: signal.signal(signal.SIGTERM, before)
-    for job, message in said.failed: print(f'FAILED  {job}: {message}')
-    print(f'{said}' + '; --retry does those that failed again'*bool(said.failed))
-    return int(bool(said.failed))
+    for job, message in outcome.failed: print(f'FAILED  {job}: {message}')
+    print(f'{outcome}' + '; --retry does those that failed again'*bool(outcome.failed))
+    return int(bool(outcome.failed))
 
 # %% ../nbs/21_cli.ipynb #01682624
 def _methods():
@@ -198,25 +198,31 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f'noisynb: {message}; see: {self.prog} --help\n')
 
+def _parameters(a, notebook, such=''):
+    "The option of a command that runs a notebook"
+    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters',
+        help=f'set a parameter of {notebook}.ipynb{such}; may be repeated')
+
 def _parser():
     "All subcommands and their arguments"
     p = _Parser(prog='noisynb',
         description='Learning with noisy labels: find the wrong ones, and learn in spite of them.')
     p.add_argument('--version', action='version', version=f'noisynb {__version__}')
     sub = p.add_subparsers(required=True, dest='command', metavar='COMMAND')
-    a = sub.add_parser('list', help='what there is: methods, data sets, kinds of noise, backbones')
+    def command(name, do, **more):
+        a = sub.add_parser(name, **more)
+        a.set_defaults(do=do)
+        return a
+    a = command('list', _list, help='what there is: methods, data sets, kinds of noise, backbones')
     a.add_argument('what', nargs='?', choices=list(lists), help='one of them')
-    a.set_defaults(do=_list)
-    a = sub.add_parser('run', help='run one method and write its page',
+    a = command('run', _run, help='run one method and write its page',
         epilog="example: noisynb run wann -p dataset digits -p noise_type instance -p noise_rate 0.4")
     a.add_argument('method', help='one of `noisynb list methods`')
-    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters',
-        help='set a parameter of run_method.ipynb; may be repeated')
+    _parameters(a, 'run_method')
     a.add_argument('-o', dest='output', metavar='FILE',
         help='the executed notebook (default: reports/DATASET/NOISE-RATE/METHOD-seedK.ipynb)')
     a.add_argument('--record-only', action='store_true', help='keep the numbers, not the notebook and the page')
-    a.set_defaults(do=_run)
-    a = sub.add_parser('sweep', help='do all runs of a grid that are not done yet',
+    a = command('sweep', _sweep, help='do all runs of a grid that are not done yet',
         epilog='example: noisynb sweep sweeps/cpu.toml --dry-run; stop it at any time, the same command goes on')
     a.add_argument('grid', metavar='GRID', help='a .toml, .json or .yaml file with lists of values')
     a.add_argument('-o', dest='output', metavar='FOLDER', default='reports',
@@ -235,8 +241,7 @@ def _parser():
         help='of the Ray cluster (default: the one this machine belongs to)')
     a.add_argument('--shared', action='store_true',
         help='the nodes of the Ray cluster see this folder, under the same path')
-    a.set_defaults(do=_sweep)
-    a = sub.add_parser('audit', help='find the wrong labels in your own images',
+    a = command('audit', _audit, help='find the wrong labels in your own images',
         epilog='example: noisynb audit photos --corrected -o checked; a folder that is called like a data set is '
                'written ./digits')
     a.add_argument('path', help='a folder with one subfolder per class, a .csv or .parquet of paths and labels, an '
@@ -248,27 +253,21 @@ def _parser():
     a.add_argument('--method', metavar='NAME', help='one of `noisynb list methods` (default: wann)')
     a.add_argument('--corrected', action='store_true',
         help='also write labels_corrected.csv, with each flagged label replaced')
-    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters',
-        help='set a parameter of audit_labels.ipynb; may be repeated')
-    a.set_defaults(do=_audit)
-    a = sub.add_parser('fetch', help='download a public data set into the data folder')
+    _parameters(a, 'audit_labels')
+    a = command('fetch', _fetch, help='download a public data set into the data folder')
     a.add_argument('name', help='one of `noisynb list datasets`')
     a.add_argument('--data-dir', metavar='FOLDER',
         help='the data folder (default: $NOISYNB_DATA, else ~/.cache/noisynb/data)')
-    a.set_defaults(do=_fetch)
-    a = sub.add_parser('compare', help='compare methods on one page, with tests of difference',
+    a = command('compare', _compare, help='compare methods on one page, with tests of difference',
         epilog="example: noisynb compare reports/digits/instance-0.4 -p method '[wann, knn]'")
     a.add_argument('results', nargs='+', metavar='PATH', help='a record, a folder of records, or a pattern')
-    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters',
-        help='set a parameter of compare_methods.ipynb, such as method or seed; may be repeated')
+    _parameters(a, 'compare_methods', ', such as method or seed')
     a.add_argument('-o', dest='output', metavar='FILE',
         help='the page (default: compare.html in the folder that holds all records)')
-    a.set_defaults(do=_compare)
-    a = sub.add_parser('report', help='make the leaderboard from the records')
+    a = command('report', _report, help='make the leaderboard from the records')
     a.add_argument('folder', nargs='?', default='reports')
-    a.set_defaults(do=_report)
-    sub.add_parser('doctor', help='what is installed, which device, which data sets are here').set_defaults(do=_doctor)
-    sub.add_parser('readme').set_defaults(do=_readme)
+    command('doctor', _doctor, help='what is installed, which device, which data sets are here')
+    command('readme', _readme)
     return p
 
 # %% ../nbs/21_cli.ipynb #48a279fe

@@ -58,8 +58,8 @@ def headline(found:Audit)->Block:
         if r.get(f'precision_{k}') is None: continue
         by_chance = f'of {found.wrong.sum():,} in all; by chance {k*r["noise_rate_realised"]:,.0f}'
         shown += [(f'Wrong among the first {k:,}', f'{round(k*r[f"precision_{k}"]):,}', by_chance)]
-    groups = f'groups, among {r["n_twins"]:,} images that have a duplicate'
-    shown += [('Duplicates with two labels', f'{r["n_conflicts"]:,}', groups)]
+    duplicates = f'among {r["n_twins"]:,} duplicate images'
+    shown += [('Duplicates with two labels', f'{r["n_conflicts"]:,}', duplicates)]
     if isinstance(found.subject.images, Files):
         shown += [('Not usable', f'{r["n_unused"]:,}', f'of {r["n_listed"]:,} files')]
     return join([tiles(*shown), note(_method_saw(r))], '\n')

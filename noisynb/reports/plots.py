@@ -172,16 +172,16 @@ def ranking(
 ) -> Picture:
     "Precision against recall of the ranking by label quality, for one method or several"
     from sklearn.metrics import average_precision_score, precision_recall_curve
-    flipped, said = np.asarray(flipped, bool), []
+    flipped, summaries = np.asarray(flipped, bool), []
     if not flipped.any() or flipped.all():
         raise NoisynbError('a ranking can be drawn only where some labels are wrong and some are right')
     figure, ax = axes(3.1, title=title)
     for i, (name, q) in enumerate((values if isinstance(values, dict) else {'this method': values}).items()):
         doubt = -np.asarray(q, float)
         precision, recall, _ = precision_recall_curve(flipped, doubt)
-        said.append(f'{name}: average precision {average_precision_score(flipped, doubt):.3f}')
+        summaries.append(f'{name}: average precision {average_precision_score(flipped, doubt):.3f}')
         color = (wrong, right, *palette[2:])[i % len(palette)]
-        ax.plot(100*recall[:-1], 100*precision[:-1], color=color, linewidth=1.4 if i else 2.2, label=said[-1],
+        ax.plot(100*recall[:-1], 100*precision[:-1], color=color, linewidth=1.4 if i else 2.2, label=summaries[-1],
             zorder=9 - i)
     if flagged is not None and np.any(flagged):
         hit = flipped[np.asarray(flagged, bool)]
@@ -192,7 +192,7 @@ def ranking(
     ax.set(xlim=(0, 101), ylim=(0, 103), xlabel='% of the wrong labels found so far', ylabel='% wrong among those')
     ax.grid()
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, fontsize=8.5)
-    return Picture(figure, f'Precision against recall of the wrong labels. {"; ".join(said)}; chance '
+    return Picture(figure, f'Precision against recall of the wrong labels. {"; ".join(summaries)}; chance '
                            f'{flipped.mean():.3f}.')
 
 # %% ../../nbs/20_reports/01_plots.ipynb #48622979
@@ -282,7 +282,7 @@ def curves(
 ) -> Picture:
     "Lines with a band of one sample standard deviation over seeds"
     figure, ax = axes(2.8, title=title)
-    said = []
+    summaries = []
     for i, (name, values) in enumerate(lines.items()):
         values, color = np.atleast_2d(np.asarray(values, float)), palette[i % len(palette)]
         if values.shape[1] != len(x):
@@ -293,8 +293,8 @@ def curves(
         if len(values) > 1:
             spread = values.std(0, ddof=1)
             ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=.18, linewidth=0)
-        said.append(f'{name} goes from {mean[0]:.3g} to {mean[-1]:.3g}')
+        summaries.append(f'{name} goes from {mean[0]:.3g} to {mean[-1]:.3g}')
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(axis='y')
     ax.legend(fontsize=8.5)
-    return Picture(figure, f'{title or ylabel}: {"; ".join(said)}.')
+    return Picture(figure, f'{title or ylabel}: {"; ".join(summaries)}.')

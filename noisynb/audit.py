@@ -13,7 +13,6 @@ from hashlib import blake2b
 from pathlib import Path
 import numpy as np
 from .core import NoisynbError, peak_memory_mib, pick_device, unknown
-from .show import Table
 from .disk import atomic_path, atomic_write, cache_folder, fingerprint, portable
 from .datasets.base import Dataset
 from .datasets.files import Files, scan
@@ -22,7 +21,7 @@ from .datasets import datasets, find_set, load
 from .metrics import label_errors
 from .embeddings.extractors import Extractor
 from .embeddings import at_side, embed_images
-from .record import provenance
+from .record import Result, provenance
 from .experiment import Config, add_noise, estimator, noise_with_rate, noted, shared_graph
 
 # %% ../nbs/19_audit.ipynb #840a75eb
@@ -141,13 +140,9 @@ def near_duplicates(
     return group, limit
 
 # %% ../nbs/19_audit.ipynb #c27f2c9d
-class Record(dict):
+class Record(Result):
     "The numbers of one audit, for people and for programs"
     mime = 'application/vnd.noisynb.audit+json'
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        t = Table([{'key': k, 'value': v} for k, v in self.items() if not isinstance(v, dict)])
-        return {'text/plain': repr(t), 'text/html': t._repr_html_(), self.mime: dict(self)}
 
 @dataclass(eq=False)
 class Audit:
@@ -226,8 +221,8 @@ class Audit:
 
 # %% ../nbs/19_audit.ipynb #ac07e7ab
 def _risky(text):
-    return bool(re.match(r'[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]',
-        text)) and not re.fullmatch(r'[+-]?\d+(\.\d+)?', text)
+    formula = re.match(r'[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]', text)
+    return bool(formula) and not re.fullmatch(r'[+-]?\d+(\.\d+)?', text)
 def _safe_path(text): return f'./{text}' if _risky(text) else text
 def _safe(cell): return f"'{cell}" if isinstance(cell, str) and _risky(cell) else cell
 
@@ -282,8 +277,8 @@ class AuditConfig:
         "The run that has the same names; what is the reader's own is opened here and not there"
         own, given = self.own, isinstance(self.embedding, Extractor)
         return Config(self.method, 'digits' if own else str(self.path), self.data_dir,
-            'auto' if given else self.embedding,
-            'none' if own else self.noise_type, self.noise_rate, self.seed, device=self.device, options=self.options)
+            'auto' if given else self.embedding, 'none' if own else self.noise_type, self.noise_rate, self.seed,
+            device=self.device, options=self.options)
 
     def subject(self)->Subject:
         "What will be audited"
@@ -319,8 +314,8 @@ class AuditConfig:
             usual = None if name == 'noise_rate' else getattr(AuditConfig, name)
             if p[name] not in (usual, {}):
                 words += ['-p', name, json.dumps(p[name]) if name == 'options' else str(p[name])]
-        return shlex.join(['noisynb', 'audit', p['path'], *words]) + (' -p data_dir "$NOISYNB_DATA"' if self.data_dir
-            else '')
+        folder = ' -p data_dir "$NOISYNB_DATA"' if self.data_dir else ''
+        return shlex.join(['noisynb', 'audit', p['path'], *words]) + folder
 
     def place(self)->Path: # relative to where we stand
         "Where page and tables go unless told otherwise: reports/audit/NAME"
@@ -358,8 +353,8 @@ def judge(
     if n < 2 or (given == given[0]).all(): return np.ones(n), given, .5, near, distances
     shares = graph and 'graph' in inspect.signature(model.fit).parameters
     model.fit(images if model.input == 'images' else X, given, **(dict(graph=graph) if shares else {}))
-    return np.asarray(model.label_quality_,
-        float), np.asarray(model.corrected_labels_), float(model.quality_threshold_), near, distances
+    quality, suggested = np.asarray(model.label_quality_, float), np.asarray(model.corrected_labels_)
+    return quality, suggested, float(model.quality_threshold_), near, distances
 
 def precision_among(
     quality, # (n,) high = trustworthy
@@ -375,8 +370,7 @@ def audit(*parameters, **named)->Audit:
     c = parameters[0] if parameters and isinstance(parameters[0], AuditConfig) else AuditConfig(*parameters, **named)
     if not isinstance(c.path, (str, os.PathLike, Dataset)):
         raise NoisynbError(f'data is a {type(c.path).__name__}; give a path, a name or a Dataset; of features and '
-                           'labels '
-                           'WANN().fit(X, y).suspects() tells')
+                           'labels WANN().fit(X, y).suspects() tells')
     if c.data_dir: c = replace(c, data_dir=os.path.expandvars(c.data_dir))
     times, start = {}, time.perf_counter()
     def lap(name): nonlocal start; times[name], start = time.perf_counter() - start, time.perf_counter()
@@ -404,23 +398,21 @@ def _remarks(s, flagged)->list: # of text
     elif not alone: found = []
     else:
         names = ', '.join(map(str, alone[:5])) + ', ...'*(len(alone) > 5)
-        found = [f'{len(alone)} of {classes} classes have one image only, whose label cannot be judged by others: '
-                 f'{names}']
+        found = [f'{len(alone)} of {classes} classes have one image only, whose label cannot be judged '
+                 f'by others: {names}']
     if (share := float(flagged.mean())) > .5:
         found.append(f'{100*share:.0f} % of the labels are flagged: that says more about what the method saw, or about '
-                     'too few '
-                     'images, than about the labels; try another embedding')
+                     'too few images, than about the labels; try another embedding')
     return found
 
 # %% ../nbs/19_audit.ipynb #f69d2be0
 def _numbers(found, c, name, how, why, limit, times):
     "The record of an audit"
     s, wrong, device = found.subject, found.wrong, pick_device(c.device)
-    print_ = fingerprint(s.images.fingerprint if isinstance(s.images, Files) else s.images, s.given,
-        '\n'.join(s.classes))
+    images = s.images.fingerprint if isinstance(s.images, Files) else s.images
+    mark = fingerprint(images, s.given, '\n'.join(s.classes))
     numbers = dict(schema=1, kind='audit', data=s.name, n_listed=len(s) + len(s.bad), n_labels=len(s),
-        n_classes=len(s.classes),
-        n_unused=len(s.bad), method=c.method, options=dict(c.options or {}), parameters=c.settled(),
+        n_classes=len(s.classes), n_unused=len(s.bad), method=c.method, options=dict(c.options or {}), parameters=c.settled(),
         embedding=portable(name), embedding_how=how, embedding_why=why, threshold=found.threshold,
         n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()), twin_distance=limit,
         n_conflicts=len(found.conflicts()), noise_type=c.noise_type,
@@ -433,7 +425,7 @@ def _numbers(found, c, name, how, why, limit, times):
         known |= {f'label_error_{k}': v for k, v in errors.items() if k != 'flagged'}
     times = {k: round(v, 3) for k, v in times.items()}
     return numbers | known | dict(seconds=times, peak_memory_mib=peak_memory_mib(), device=device,
-        provenance=provenance(print_, c.command(), device))
+        provenance=provenance(mark, c.command(), device))
 
 # %% ../nbs/19_audit.ipynb #a78736c3
 def write_record(
@@ -443,8 +435,6 @@ def write_record(
     cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
     shown = [o['data'][Record.mime] for c in cells for o in c.get('outputs', []) if Record.mime in o.get('data', {})]
     if not shown: raise NoisynbError(f'{path} shows no record of an audit; run it to its last cell first')
-    order = [*_keys(shown[-1])]
-    return atomic_write(Path(path).with_suffix('.json'),
-        json.dumps({k: shown[-1][k] for k in order}, indent=1, ensure_ascii=False) + '\n')
-
-def _keys(record): return sorted(record, key=lambda k: (isinstance(record[k], dict), k))
+    numbers = dict(sorted(shown[-1].items(), key=lambda item: (isinstance(item[1], dict), item[0])))
+    text = json.dumps(numbers, indent=1, ensure_ascii=False) + '\n'
+    return atomic_write(Path(path).with_suffix('.json'), text)

@@ -72,15 +72,15 @@ def link(text, href: str) -> Block:
 # %% ../../nbs/20_reports/00_blocks.ipynb #c1470495
 left = 'text-align:left'
 
-class Cell:
+class Cell(Block):
     "A cell with attributes of its own"
-    def __init__(self, value, **attributes): self.value, self.attributes = value, attributes
-    def __repr__(self): return str(self.value)
+    def __init__(self, value, **attributes):
+        super().__init__(escape(value), str(value))
+        self.attributes = attributes
 
 def _cell(value, tag, style, **more) -> Block:
     "One cell of a table"
-    own = value.attributes if isinstance(value, Cell) else {}
-    return element(tag, getattr(value, 'value', value), **more, **dict(style=style) | own)
+    return element(tag, value, **more, **dict(style=style) | getattr(value, 'attributes', {}))
 
 def table(
     rows, # of cells: text, Block or Cell; the first one names its row

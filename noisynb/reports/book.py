@@ -283,9 +283,8 @@ def reference(
         file = f'api.{module}.html'
         names += [(e.name, module, f'{file}#{e.name}') for e in found]
         modules.append((module, file, about, len(found)))
-        from_chapter = paragraph(f'{len(found)} public names, from the chapter ', link(chapter, f'{chapter}.html'),
-            '; ',
-                                 link('all modules', 'api.html'), class_='from')
+        origin = [f'{len(found)} public names, from the chapter ', link(chapter, f'{chapter}.html')]
+        from_chapter = paragraph(*origin, '; ', link('all modules', 'api.html'), class_='from')
         texts = [f'# `{module}`\n\n> {about}\n\n{from_chapter.markup}', *(_entry_text(e, chapter) for e in found)]
         made.append(page(file, path.relative_to(Path(root)).as_posix(), texts))
     lines = '\n'.join(f'| [`{m}`]({file}) | {about} | {n} |' for m, file, about, n in modules)

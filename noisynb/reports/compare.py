@@ -299,9 +299,8 @@ def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
         return '○' if word == 'not' else ('△▽' if more else '▲▼')[(word == 'better') != (p.a == a)]
     rows = [{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs]
     return Table(rows, f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ on '
-                       'these '
-                 'labels and starts only (by images alone, or by seeds where no single answers are kept), ○ not told '
-                 'apart')
+                 'these labels and starts only (by images alone, or by seeds where no single answers are kept), '
+                 '○ not told apart')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #13e86db6
 def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)

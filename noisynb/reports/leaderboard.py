@@ -69,8 +69,8 @@ def _markdown_table(entries, folder) -> list: # lines of Markdown
     "Heading and table of one noisy data set"
     rows = [_row(runs, folder) for runs in _best_first(entries)]
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-    return [f'## {_md(_title(entries))}', '', _sizes(entries), '', line(rows[0]),
-        '|' + ' --- |'*2 + ' ---: |'*5 + ' --- |'*3,
+    rule = '|' + ' --- |'*2 + ' ---: |'*5 + ' --- |'*3
+    return [f'## {_md(_title(entries))}', '', _sizes(entries), '', line(rows[0]), rule,
             *(line(row.values()) for row in rows), '']
 
 def _title(entries) -> str: return setting_name(next(iter(entries.values()))[0][1])
@@ -121,14 +121,13 @@ def _section(name, entries, folder) -> Block:
     printed = any(r['published_accuracy'] is not None for runs in ordered for _, r in runs)
     up = lambda text: Cell(text, data_first='ascending')
     down = lambda text, **more: Cell(text, data_first='descending', **more)
-    head = [up('Method'), down('Seeds'), down('Accuracy', aria_sort='descending'),
-        f'{percent(low, 0)} to {percent(high, 0)}',
-            down('AUROC'), down('Average precision'), down('F1'), up('Fit'), up('Peak memory'),
-            *['Published']*printed, 'Pages, by seed']
+    axis = f'{percent(low, 0)} to {percent(high, 0)}'
+    head = [up('Method'), down('Seeds'), down('Accuracy', aria_sort='descending'), axis, down('AUROC'),
+            down('Average precision'), down('F1'), up('Fit'), up('Peak memory'), *['Published']*printed, 'Pages, by seed']
     beside = sorted({p.parent for runs in ordered for p, _ in runs})
     pages = [q for place in beside for q in sorted(place.glob('compare*.html'))]
-    links = [part for q in pages for part in (' ', _link(q, folder, 'these methods compared, with tests of difference'),
-        '.')]
+    text = 'these methods compared, with tests of difference'
+    links = [part for q in pages for part in (' ', _link(q, folder, text), '.')]
     rows = [_line(runs, folder, low, high, printed) for runs in ordered]
     return join([heading(2, _title(entries), id=name), paragraph(_sizes(entries), *links),
         _sortable(rows, head, _title(entries))])
@@ -146,11 +145,10 @@ def _overview(tables, folder) -> Block:
         method = next(iter(item[1].values()))[0][0][1]['method']
         return (order.index(method) if method in order else len(order), item[0])
     columns = [_overview_cell(entries, folder) for entries in tables]
-    rows = [[name, *(cell(there.get(i, [])) for i, cell in enumerate(columns))] for name,
-        there in sorted(found.items(), key=rank)]
-    lines = lambda entries: join(_title(entries).split(', ', 1), element('br'))
-    head = [Cell('Method', data_first='ascending'), *(Cell(lines(entries),
-        data_first='descending') for entries in tables)]
+    row = lambda name, there: [name, *(cell(there.get(i, [])) for i, cell in enumerate(columns))]
+    rows = [row(*item) for item in sorted(found.items(), key=rank)]
+    title = lambda entries: Cell(join(_title(entries).split(', ', 1), element('br')), data_first='descending')
+    head = [Cell('Method', data_first='ascending'), *map(title, tables)]
     return _sortable(rows, head, 'every method, every setting')
 
 def _overview_cell(entries, folder):

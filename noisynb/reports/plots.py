@@ -186,8 +186,7 @@ def ranking(
     if flagged is not None and np.any(flagged):
         hit = flipped[np.asarray(flagged, bool)]
         ax.plot(100*hit.sum()/flipped.sum(), 100*hit.mean(), 'o', color='white', markeredgecolor=wrong,
-            markeredgewidth=2, markersize=7,
-                zorder=10, label='where its threshold stops')
+            markeredgewidth=2, markersize=7, zorder=10, label='where its threshold stops')
     ax.axhline(100*flipped.mean(), color=dim, linestyle='--', linewidth=1, label='chance')
     ax.set(xlim=(0, 101), ylim=(0, 103), xlabel='% of the wrong labels found so far', ylabel='% wrong among those')
     ax.grid()

@@ -20,8 +20,8 @@ spelled = {'knn': 'k-NN', 'corrected': 'Corrected votes', 'fashion-mnist': 'Fash
            'ce': 'Cross entropy', 'coteaching': 'Co-teaching', 'lend-graph': 'LEND on a graph',
            'control': 'The same without echoes'}
 adjectives = {'symmetric-included': 'symmetric (true class included)', 'symmetric': 'symmetric',
-    'asymmetric': 'asymmetric',
-              'pair': 'pair-flip', 'instance': 'instance-dependent', 'matrix': 'transition-matrix'}
+              'asymmetric': 'asymmetric', 'pair': 'pair-flip', 'instance': 'instance-dependent',
+              'matrix': 'transition-matrix'}
 
 def method_name(name: str) -> str:
     "How a method is written: its entry above, else the name of its class"

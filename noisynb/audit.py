@@ -398,11 +398,11 @@ def _remarks(s, flagged)->list: # of text
     elif not alone: found = []
     else:
         names = ', '.join(map(str, alone[:5])) + ', ...'*(len(alone) > 5)
-        found = [f'{len(alone)} of {classes} classes have one image only, whose label cannot be judged '
-                 f'by others: {names}']
+        found = [f'{len(alone)} of {classes} classes have one image only, whose label cannot be '
+                 f'judged by others: {names}']
     if (share := float(flagged.mean())) > .5:
-        found.append(f'{100*share:.0f} % of the labels are flagged: that says more about what the method saw, or about '
-                     'too few images, than about the labels; try another embedding')
+        found.append(f'{100*share:.0f} % of the labels are flagged: that says more about what the method saw, or '
+                     'about too few images, than about the labels; try another embedding')
     return found
 
 # %% ../nbs/19_audit.ipynb #f69d2be0
@@ -412,8 +412,8 @@ def _numbers(found, c, name, how, why, limit, times):
     images = s.images.fingerprint if isinstance(s.images, Files) else s.images
     mark = fingerprint(images, s.given, '\n'.join(s.classes))
     numbers = dict(schema=1, kind='audit', data=s.name, n_listed=len(s) + len(s.bad), n_labels=len(s),
-        n_classes=len(s.classes), n_unused=len(s.bad), method=c.method, options=dict(c.options or {}), parameters=c.settled(),
-        embedding=portable(name), embedding_how=how, embedding_why=why, threshold=found.threshold,
+        n_classes=len(s.classes), n_unused=len(s.bad), method=c.method, options=dict(c.options or {}),
+        parameters=c.settled(), embedding=portable(name), embedding_how=how, embedding_why=why, threshold=found.threshold,
         n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()), twin_distance=limit,
         n_conflicts=len(found.conflicts()), noise_type=c.noise_type,
         noise_rate=c.noise_rate if c.noise_type in noise_with_rate else None, seed=c.seed,

@@ -63,8 +63,7 @@ def _audit(args):
     n = json.loads(record.read_text(encoding='utf-8'))
     if not own: say(n['embedding'], n['embedding_why'])
     print(f'{"labels":10} {n["n_labels"]:,} checked, {n["n_flagged"]:,} flagged; {n["n_conflicts"]:,} groups of '
-          'duplicates '
-          f'with different labels; {n["n_unused"]:,} files that cannot be used')
+          f'duplicates with different labels; {n["n_unused"]:,} files that cannot be used')
     tables = [('table', page.with_name('suspects.csv'))]
     if c.corrected: tables.append(('corrected', page.with_name('labels_corrected.csv')))
     for label, path in ('page', page), *tables, ('record', record), ('notebook', executed): print(f'{label:10} {path}')

@@ -257,7 +257,7 @@ def _entry_text(entry, chapter, level=2) -> str:
     if any(entry.returns): rows.append(('returns', some(entry.returns[0]), '', _comment(entry.returns[1])))
     parts = [heading(level, code(entry.name), id=entry.name).markup, _signature(entry.signature), entry.doc]
     if rows:
-        shown = table(rows, ('Name', 'Type', 'Default', 'What it is'), words=(1, 2, 3))
+        shown = table(rows, ('Name', 'Type', 'Default', 'What it is'))
         parts.append(scrollable(shown, f'Parameters of {entry.name}', 'group').markup)
     if entry.cell and chapter:
         there = link(f'{entry.name} in {chapter}', f'{chapter}.html#{entry.cell}')

@@ -123,7 +123,8 @@ def _section(name, entries, folder) -> Block:
     down = lambda text, **more: Cell(text, data_first='descending', **more)
     axis = f'{percent(low, 0)} to {percent(high, 0)}'
     head = [up('Method'), down('Seeds'), down('Accuracy', aria_sort='descending'), axis, down('AUROC'),
-            down('Average precision'), down('F1'), up('Fit'), up('Peak memory'), *['Published']*printed, 'Pages, by seed']
+            down('Average precision'), down('F1'), up('Fit'), up('Peak memory'), *['Published']*printed,
+            'Pages, by seed']
     beside = sorted({p.parent for runs in ordered for p, _ in runs})
     pages = [q for place in beside for q in sorted(place.glob('compare*.html'))]
     text = 'these methods compared, with tests of difference'

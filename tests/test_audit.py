@@ -74,7 +74,7 @@ def test_a_folder_by_command(tmp_path, capsys, monkeypatch):
     assert cli.main(['audit', 'photos', '--corrected', '-o', 'out']) == 0
     assert state(tmp_path/'photos') == before
     said = capsys.readouterr().out
-    assert 'pca:64' in said and '60 checked, 3 doubted' in said
+    assert 'pca:64' in said and '60 checked, 3 flagged' in said
     assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['audit.html', 'audit.ipynb', 'audit.json', 'labels_corrected.csv', 'suspects.csv']
     rows = table('out/suspects.csv')
     assert len(rows) == 63 and {int(Path(r['path']).stem) for r in rows[:3]} == {3, 10, 41}
@@ -86,7 +86,7 @@ def test_a_folder_by_command(tmp_path, capsys, monkeypatch):
     assert {int(Path(r['path']).stem) for r in new if r['changed'] == 'yes'} == {3, 10, 41}
     page = Path('out/audit.html').read_text()
     soup = BeautifulSoup(page, 'html.parser')
-    assert '3 of 60 labels are doubted' in soup.h1.text and 'cut.png' in soup.text and 'text.png' in soup.text and len(soup.select('.suspects article')) == 3
+    assert '3 of 60 labels are flagged' in soup.h1.text and 'cut.png' in soup.text and 'text.png' in soup.text and len(soup.select('.cards article')) == 3
     assert not soup.find_all('script') and not re.search(r'(src|href)=["\'](?!data:)', page) and len(page) < 200_000
     record = json.loads(Path('out/audit.json').read_text())
     assert (record['n_labels'], record['n_flagged'], record['n_unused'], record['embedding']) == (60, 3, 3, 'pca:60')
@@ -144,7 +144,7 @@ def test_a_parquet_table_by_command(tmp_path, monkeypatch, capsys):
     pd.DataFrame(dict(photo=[*names, 'img/gone.png', names[0]], kind=pd.array([*(7 + given), 7, None], dtype='Int64'), seen=0.)).to_parquet('set/list.parquet')
     before = state(tmp_path/'set')
     assert cli.main(['audit', 'set/list.parquet', '-p', 'path_column', 'photo', '-p', 'label_column', 'kind', '--corrected']) == 0
-    assert state(tmp_path/'set') == before and '60 checked, 3 doubted' in capsys.readouterr().out
+    assert state(tmp_path/'set') == before and '60 checked, 3 flagged' in capsys.readouterr().out
     place = Path('reports/audit/list')
     rows, new = table(place/'suspects.csv'), table(place/'labels_corrected.csv')
     assert len(rows) == 62 and {r['path'] for r in rows[:3]} == {names[i] for i in (3, 10, 41)} and {(r['given'], r['suggested']) for r in rows[:3]} <= {('7', '8'), ('8', '7')}
@@ -152,7 +152,7 @@ def test_a_parquet_table_by_command(tmp_path, monkeypatch, capsys):
     assert {r['path']: r['label'] for r in new} == {n: str(7 + t) for n, t in zip(names, truth)}
     record = json.loads((place/'audit.json').read_text())
     assert (record['n_labels'], record['n_listed'], record['n_classes']) == (60, 62, 2) and 'list.parquet' in record['provenance']['command']
-    assert '3 of 60 labels are doubted' in BeautifulSoup((place/'audit.html').read_text(), 'html.parser').h1.text
+    assert '3 of 60 labels are flagged' in BeautifulSoup((place/'audit.html').read_text(), 'html.parser').h1.text
 
 def test_two_inputs_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -229,7 +229,7 @@ def test_hardly_any_images(n, tmp_path):
     folder(tmp_path/'few', n=n)
     found = a.audit(tmp_path/'few', embedding='pca:4')
     assert len(found.quality) == n and np.isfinite(found.quality).all()
-    for block in (view.title, view.headline, view.how, view.suspects, view.conflicts, view.unreadable, view.by_class, view.by_pair): assert repr(block(found)) is not None
+    for block in (view.title, view.headline, view.audit_facts, view.suspect_cards, view.conflicts, view.unreadable, view.by_class, view.by_pair): assert repr(block(found)) is not None
     assert len(table(found.write(tmp_path/'out')[0])) == n
 
 def test_one_class_only(tmp_path):
@@ -238,7 +238,7 @@ def test_one_class_only(tmp_path):
     for i in range(20): Image.fromarray(picture(0, rng)).save(tmp_path/f'one/up/{i}.png')
     found = a.audit(tmp_path/'one', embedding='pca:4')
     assert (found.quality == 1).all() and not found.flagged.any() and found.near.shape == (20, 19)
-    assert 'No label is doubted' in view.suspects(found).markup
+    assert 'No label is flagged' in view.suspect_cards(found).markup
 
 def test_nothing_can_be_read(tmp_path):
     for c in 'ab':
@@ -249,7 +249,7 @@ def test_nothing_can_be_read(tmp_path):
 def test_parts_of_a_folder_are_audited_together(tmp_path):
     for part, seed in dict(train=0, test=1).items(): folder(tmp_path/'set'/part, n=30, wrong=(2,), seed=seed)
     found = a.audit(tmp_path/'set', embedding='pca:4')
-    assert len(found.quality) == 60 and sorted(found.subject.parts[found.order[:2]]) == ['test', 'train']
+    assert len(found.quality) == 60 and sorted(found.subject.parts[found.ranking[:2]]) == ['test', 'train']
     assert table(found.write(tmp_path/'out')[0])[0]['part'] in ('train', 'test')
 
 def test_absolute_paths_stay_out_of_the_page(tmp_path):
@@ -258,7 +258,7 @@ def test_absolute_paths_stay_out_of_the_page(tmp_path):
     (tmp_path/'near').mkdir()
     (tmp_path/'near/list.csv').write_text('path,label\n' + ''.join(f'{p},{p.parent.name}\n' for p in paths))
     found = a.audit(tmp_path/'near/list.csv', embedding='pca:4')
-    assert 'photos' not in view.suspects(found).markup and str(tmp_path) not in view.suspects(found).markup and '003.png' in view.suspects(found).markup
+    assert 'photos' not in view.suspect_cards(found).markup and str(tmp_path) not in view.suspect_cards(found).markup and '003.png' in view.suspect_cards(found).markup
     assert {r['path'] for r in table(found.write(tmp_path/'out')[0])} == set(map(str, paths)) # as the reader's own table has them
 
 
@@ -270,7 +270,7 @@ def test_any_method_gives_what_it_gives_by_itself(method):
     found = a.audit(dataset(images, labels), embedding='raw', method=method)
     model = a.estimator(method).fit(images.reshape(80, -1).astype(np.float32)/255, labels)
     np.testing.assert_allclose(found.quality, model.label_quality_, atol=1e-6)
-    assert (found.suggested == model.corrected_labels_).all() and set(found.order[:2]) == {3, 50}
+    assert (found.suggested == model.corrected_labels_).all() and set(found.ranking[:2]) == {3, 50}
 
 class Loner(NoisyLabelClassifier):
     "A method without neighbours, for images"
@@ -286,15 +286,15 @@ def test_a_method_without_graph_still_shows_neighbours(monkeypatch):
     monkeypatch.setitem(sys.modules, 'test_audit', sys.modules[__name__])
     images, _, labels = arrays(n=40)
     found = a.audit(dataset(images, labels), embedding='raw', method='loner')
-    assert found.flagged.sum() > 5 and found.near.shape == (40, 39) and 'against' in view.suspects(found).markup
+    assert found.flagged.sum() > 5 and found.near.shape == (40, 39) and 'against' in view.suspect_cards(found).markup
 
-def test_witnesses_are_the_nearest_of_each_side():
+def test_neighbours_for_and_against_are_the_nearest_of_each_side():
     images, _, labels = arrays(n=50, wrong=(6,))
     found = a.audit(dataset(images, labels), embedding='raw')
     x = images.reshape(50, -1).astype(float)
     d = ((x - x[6])**2).sum(1); d[6] = np.inf
     order = d.argsort()
-    against, favour = view.witnesses(found, 6)
+    against, favour = view.against_and_for(found, 6)
     assert list(against) == [i for i in order if labels[i] != labels[6]][:3] and list(favour) == [i for i in order if labels[i] == labels[6]][:3]
 
 def test_ready_made_features_are_matched_by_position(tmp_path):
@@ -307,7 +307,7 @@ def test_ready_made_features_are_matched_by_position(tmp_path):
     features = np.array([[int(Path(p).stem) % 2, *.1*rng.random(2)] for p in paths])
     np.savez(tmp_path/'f.npz', train=features)
     found = a.audit(tmp_path/'set', embedding=str(tmp_path/'f.npz'))
-    assert len(found.quality) == 39 and found.subject.label(found.order[0]).endswith('005.png') and found.record['embedding'] == 'f.npz'
+    assert len(found.quality) == 39 and found.subject.label(found.ranking[0]).endswith('005.png') and found.record['embedding'] == 'f.npz'
     np.savez(tmp_path/'f.npz', train=features[:-1])
     with pytest.raises(NoisynbError, match='39 rows'): a.audit(tmp_path/'set', embedding=str(tmp_path/'f.npz'))
 
@@ -337,7 +337,7 @@ def test_auto_survives_a_file_that_is_no_network(tmp_path):
     with pytest.raises(NoisynbError, match='damaged or no ONNX'): a.audit(tmp_path/'set', embedding='onnx:junk.onnx', data_dir=tmp_path/'data')
 
 
-# twins
+# near-duplicates
 
 def closure(keys, D, limit):
     "Groups by brute force: merge until nothing changes"
@@ -353,11 +353,11 @@ def closure(keys, D, limit):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 12)), min_size=2, max_size=14))
-def test_twins_are_those_of_brute_force(points):
+def test_near_duplicates_are_those_of_brute_force(points):
     x, keys = np.array([p[0]/10 for p in points]), np.array([str(p[1]) for p in points])
     D = abs(x[:, None] - x)
     near = np.argsort(D + 1e9*np.eye(len(x)), 1, kind='stable')[:, :-1]
-    group, limit = a.twins(keys, near, np.take_along_axis(D, near, 1), close=.3)
+    group, limit = a.near_duplicates(keys, near, np.take_along_axis(D, near, 1), close=.3)
     apart = [min((D[i, j] for j in range(len(x)) if D[i, j] > 0), default=np.inf) for i in range(len(x))]
     apart = [v for v in apart if np.isfinite(v)]
     assert limit == pytest.approx(.3*np.median(apart) if apart else 0)
@@ -396,15 +396,15 @@ def test_names_are_escaped_everywhere(tmp_path):
     images, _, labels = arrays(n=40, wrong=(3, 8))
     found = a.audit(dataset(images, labels, (nasty, '<b>"\'&\x00\u2028</b>'), name=nasty), embedding='raw')
     found.notes.append(nasty)
-    for block in (view.title, view.headline, view.how, view.suspects): assert '<script' not in block(found).markup and '<b>"' not in block(found).markup and '\x00' not in block(found).markup
+    for block in (view.title, view.headline, view.audit_facts, view.suspect_cards): assert '<script' not in block(found).markup and '<b>"' not in block(found).markup and '\x00' not in block(found).markup
     for t in (view.by_class(found), view.by_pair(found)): assert '<script' not in t._repr_html_() and '&lt;script' in t._repr_html_()
 
 def test_counts_by_class_and_pair():
     images, truth, labels = arrays(n=90, wrong=(3, 8, 20, 41), kinds=2)
     found = a.audit(dataset(images, labels), embedding='raw')
     flagged = found.flagged
-    assert {r['given class']: (r['labels'], r['doubted']) for r in view.by_class(found).rows} == {c: (int((labels == k).sum()), int((flagged & (labels == k)).sum())) for k, c in enumerate(('up', 'down'))}
-    assert {(r['given'], r['rather']): r['labels'] for r in view.by_pair(found).rows} == {p: n for p in (('up', 'down'), ('down', 'up')) if (n := int((flagged & (labels == ('up', 'down').index(p[0])) & (found.suggested == ('up', 'down').index(p[1]))).sum()))}
+    assert {r['given class']: (r['labels'], r['flagged']) for r in view.by_class(found).rows} == {c: (int((labels == k).sum()), int((flagged & (labels == k)).sum())) for k, c in enumerate(('up', 'down'))}
+    assert {(r['given'], r['suggested']): r['labels'] for r in view.by_pair(found).rows} == {p: n for p in (('up', 'down'), ('down', 'up')) if (n := int((flagged & (labels == ('up', 'down').index(p[0])) & (found.suggested == ('up', 'down').index(p[1]))).sum()))}
 
 def test_pictures_are_small_and_true():
     for image in (np.random.default_rng(0).integers(0, 256, (300, 200, 3)).astype(np.uint8), np.full((28, 28, 1), 90, np.uint8), np.full((9, 9, 4), 90, np.uint8)):
@@ -420,7 +420,7 @@ def test_the_page_of_large_photographs_is_small(tmp_path):
         Image.fromarray(rng.integers(0, 256, (300, 400, 3)).astype(np.uint8)).save(tmp_path/f'set/{i % 2}/{i}.png')
     found = a.audit(tmp_path/'set', embedding='raw')
     found.flagged[:] = True # noise is the worst that an image file can be made to hold
-    assert len(view.suspects(found).markup) + len(view.conflicts(found).markup) < 550_000
+    assert len(view.suspect_cards(found).markup) + len(view.conflicts(found).markup) < 550_000
 
 def test_a_graph_of_the_page_needs_no_more_than_it_shows(tmp_path, monkeypatch):
     "Nothing decodes all images at once"
@@ -429,7 +429,7 @@ def test_a_graph_of_the_page_needs_no_more_than_it_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(Files, '__array__', whole)
     tiny = Extractor('tiny', '1', 'none', lambda b: b.reshape(len(b), -1)[:, ::997], batch_size=16)
     found = a.audit(tmp_path/'set', embedding=tiny)
-    assert len(view.suspects(found).markup) > 500 and found.write(tmp_path/'out')
+    assert len(view.suspect_cards(found).markup) > 500 and found.write(tmp_path/'out')
 
 
 # going on after an interruption

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from noisynb.reports.book import book, dead_links, entries, formula, lead
+from noisynb.reports.book import book, dead_links, book_link, entries, formula
 from noisynb.core import NoisynbError
 
 root = Path(__file__).parent.parent
@@ -136,8 +136,8 @@ def test_the_checker_sees_what_is_fetched_and_what_is_there_twice(tmp_path):
 def test_links_stay_in_the_project(tmp_path):
     taken = set()
     (tmp_path/'root').mkdir(); (tmp_path/'secret').write_text(''); (tmp_path/'root/a b.csv').write_text('')
-    assert lead('../../secret', 'nbs/x.ipynb', {}, tmp_path/'root', taken) == '../../secret' and not taken
-    assert lead('../a%20b.csv', 'nbs/x.ipynb', {}, tmp_path/'root', taken) == 'a b.csv' and taken == {'a b.csv'}
+    assert book_link('../../secret', 'nbs/x.ipynb', {}, tmp_path/'root', taken) == '../../secret' and not taken
+    assert book_link('../a%20b.csv', 'nbs/x.ipynb', {}, tmp_path/'root', taken) == 'a b.csv' and taken == {'a b.csv'}
 
 def test_comments_that_look_like_code(tmp_path):
     (tmp_path/'m.py').write_text('__all__ = ["f", "g", "h", "a", "b"]\ndef f(x=":", # a colon: in text\n      y={1: 2}, # two\n      ):\n    "F" # not this\n    return 1\nasync def g(): pass\ndef h(a, b, # both\n      c): # back\n    pass\na, b = 1, 2\n')

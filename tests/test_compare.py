@@ -123,7 +123,7 @@ def noisy_pair(tmp_path, gain, seeds=3, n=200, base=.3):
 
 def test_pairs_by_hand(tmp_path):
     s = noisy_pair(tmp_path, 40)
-    (p,) = compare.pairs(s)
+    (p,) = compare.differences(s)
     e = {m: np.array([compare.bits(r, 'test_errors') for r in runs.values()]) for m, runs in s.runs.items()}
     d = e['k-NN'].mean(1) - e['WANN'].mean(1)
     assert (p.a, p.b, p.n, p.wins) == ('WANN', 'k-NN', 3, 3) and p.difference == pytest.approx(d.mean())
@@ -135,9 +135,9 @@ def test_pairs_by_hand(tmp_path):
     assert p.verdict() == 'better (images)' and [row[k] for row, k in zip(compare.order_table(s, [p]).rows, '21')] == ['△', '▽']
 
 def test_a_table_is_corrected_for_what_it_compares(tmp_path):
-    made = lambda m, p: compare.Pair('a' if m != 'bc' else 'b', m[-1], 3, .1, 3, (0., .2), p, p, None, False)
+    made = lambda m, p: compare.Difference('a' if m != 'bc' else 'b', m[-1], 3, .1, 3, (0., .2), p, p, None, False)
     found = [made('ab', .02), made('ac', .03), made('bc', .012)]
-    assert [p.p_images for p in compare.corrected(found)] == pytest.approx([.04, .04, .036])
+    assert [p.p_images for p in compare.holm_corrected(found)] == pytest.approx([.04, .04, .036])
     s = compare.Setting('x', dict.fromkeys('abc', {}), [])
     assert [row['p, images'] for row in compare.difference_table(s, found).rows] == ['0.040', '0.040']
     assert [row['3'] for row in compare.order_table(s, found).rows] == ['▲', '▲', ''] and found[0].p_images == .02
@@ -145,7 +145,7 @@ def test_a_table_is_corrected_for_what_it_compares(tmp_path):
     assert [row[k] for row, k in zip(compare.order_table(s, found).rows, '231')] == ['△', '▲', '▽']   # one test alone
 
 def test_chance_is_not_progress(tmp_path):
-    (p,) = compare.pairs(noisy_pair(tmp_path, 0))
+    (p,) = compare.differences(noisy_pair(tmp_path, 0))
     assert p.verdict() == 'not told apart' and p.p_images > .05 and abs(p.difference) > 0   # one is ahead, and that means nothing
 
 def test_false_alarms_are_as_rare_as_promised():
@@ -157,21 +157,21 @@ def test_false_alarms_are_as_rare_as_promised():
 def test_repeated_answers_are_not_more_evidence(tmp_path):
     "Three copies of one run: the image is the unit, so p stays that of one run, and no test is made of seeds"
     a, b = random(0).random(200) < .2, random(0).random(200) < .25
-    one = compare.pairs(compare.select(str(keep(tmp_path/'one', record('wann', 0, a), record('knn', 0, b))))[0])[0]
-    three = compare.pairs(compare.select(str(keep(tmp_path/'three', *(record(m, s, e) | dict(samples=record(m, 0, e)['samples']) for m, e in (('wann', a), ('knn', b)) for s in range(3)))))[0])[0]
+    one = compare.differences(compare.select(str(keep(tmp_path/'one', record('wann', 0, a), record('knn', 0, b))))[0])[0]
+    three = compare.differences(compare.select(str(keep(tmp_path/'three', *(record(m, s, e) | dict(samples=record(m, 0, e)['samples']) for m, e in (('wann', a), ('knn', b)) for s in range(3)))))[0])[0]
     assert three.p_images == pytest.approx(one.p_images) and three.copies and not one.copies and three.p_seeds is None and three.interval is None
 
 def test_what_cannot_be_paired_is_not(tmp_path):
     "Other data, other seeds, records of old: no test over images"
     e, other = random(0).random(200) < .2, dict(record()['provenance'], data='other')
     (s,) = compare.select(str(keep(tmp_path/'data', record('wann', 0, e), record('knn', 0, e, provenance=other))))
-    assert compare.pairs(s) == [] and compare.difference_table(s, []).rows == [] and compare.order_table(s, []).rows[0]['2'] == '–'
+    assert compare.differences(s) == [] and compare.difference_table(s, []).rows == [] and compare.order_table(s, []).rows[0]['2'] == '–'
     (s,) = compare.select(str(keep(tmp_path/'old', *(record(m, k, test_accuracy=a + .01*k) for m, a in (('wann', .9), ('knn', .8)) for k in range(3)))))
-    (p,) = compare.pairs(s)
+    (p,) = compare.differences(s)
     assert p.p_images is None and p.p_labels is None and p.verdict() == 'not told apart' and p.difference == pytest.approx(.1)   # equal differences: no spread to test with
-    assert compare.overlap_figure(s) is compare.votes_table(s) is None and 'hold no single answers' in compare.errors_told(s) and compare.hardest(s) == []
+    assert compare.overlap_figure(s) is compare.votes_table(s) is None and 'hold no single answers' in compare.errors_sentence(s) and compare.hardest(s) == []
     (s,) = compare.select(str(keep(tmp_path/'labels', record('wann', 0, e), record('knn', 0, e) | dict(samples=record('knn', 1, e)['samples']))))
-    (p,) = compare.pairs(s)
+    (p,) = compare.differences(s)
     assert p.p_images == 1. and p.p_labels is None
 
 
@@ -184,11 +184,11 @@ def test_votes_by_hand(tmp_path):
     (s,) = compare.select(str(keep(tmp_path, *(record(m, 0, e, f, wrong) for m, e, f in zip(('wann', 'knn', 'ann'), errors, flags)))))
     assert [(r['Labels'], r['of which wrong']) for r in rows(compare.votes_table(s))] == [('140', '0'), ('20', '10'), ('40', '40'), ('0', '0')]
     assert 'always k-NN' in rows(compare.votes_table(s))[1]['Flagged by']
-    told = compare.errors_told(s)
+    told = compare.errors_sentence(s)
     assert '4 of 200 test images are mistaken by at least one method, 1 by all' in told and 'single method mistakes 2' in told
     assert 'share most' in compare.overlap_figure(s).alt
 
-def test_overlap(): assert np.allclose(compare.overlap([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]), [[1, 1/3, 0], [1/3, 1, 0], [0, 0, 0]])
+def test_overlap(): assert np.allclose(compare.jaccard([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]), [[1, 1/3, 0], [1/3, 1, 0], [0, 0, 0]])
 
 def test_costs_of_different_hardware_stay_apart(tmp_path):
     gpu = dict(record()['provenance'], hardware='Some GPU')
@@ -202,7 +202,7 @@ def test_published_figures_stand_beside_ours(tmp_path):
 
 def test_untested_runs(tmp_path):
     (s,) = compare.select(str(keep(tmp_path, *(record(m, 0, test_accuracy=None, test_balanced_accuracy=None, n_test=0, predict_seconds=None) for m in ('wann', 'knn')))))
-    (p,) = compare.pairs(s)
+    (p,) = compare.differences(s)
     assert math.isnan(p.difference) and p.verdict() == 'not told apart'
     with pytest.raises(NoisynbError, match='no run on'): compare.accuracy_figure(s)
 

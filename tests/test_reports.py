@@ -56,7 +56,7 @@ def full(tmp_path):
     return notebook(tmp_path/'a & b.ipynb', shown(run_page.title(r)), shown(run_page.headline(r), 'remove-input'), shown(run_page.remarks(r, [nasty])),
         new_code_cell('seed = 1', metadata={'tags': ['parameters']}), new_code_cell('secret = 2', metadata={'tags': ['injected-parameters']}),
         new_markdown_cell('## Data\n\n| a | b |\n| --- | --- |\n| 1 | 2 |'), shown(run_page.data_facts(r)), shown(plots.transition(np.eye(3), names)), shown(plots.quality(score, flipped, .5)),
-        new_markdown_cell('## Labels'), shown(plots.ranking({nasty: score}, flipped)), shown(plots.suspects(images, range(20), labels, labels[::-1], names, truth=labels)),
+        new_markdown_cell('## Labels'), shown(plots.ranking({nasty: score}, flipped)), shown(plots.suspect_gallery(images, range(20), labels, labels[::-1], names, truth=labels)),
         new_markdown_cell('### Cost'), shown(run_page.cost_facts(r)), shown(run_page.provenance_facts(r)), shown(run_page.comparison({nasty: r})), shown(r))
 
 

@@ -62,8 +62,8 @@ def _audit(args):
     record, page, executed = execute(notebook, Path(asked['out'])/'audit.ipynb', asked, [write_record, write_page])
     n = json.loads(record.read_text(encoding='utf-8'))
     if not own: say(n['embedding'], n['embedding_why'])
-    print(f'{"labels":10} {n["n_labels"]:,} checked, {n["n_flagged"]:,} doubted; {n["n_conflicts"]:,} groups of twins with '
-          f'different labels; {n["n_unused"]:,} files that cannot be used')
+    print(f'{"labels":10} {n["n_labels"]:,} checked, {n["n_flagged"]:,} flagged; {n["n_conflicts"]:,} groups of '
+          f'duplicates with different labels; {n["n_unused"]:,} files that cannot be used')
     tables = [('table', page.with_name('suspects.csv'))]
     if c.corrected: tables.append(('corrected', page.with_name('labels_corrected.csv')))
     for label, path in ('page', page), *tables, ('record', record), ('notebook', executed): print(f'{label:10} {path}')
@@ -78,12 +78,14 @@ def _sweep(args):
     before = signal.signal(signal.SIGTERM, stop)
     try:
         if args.dry_run: print(sweeps.survey(args.grid, args.output, args.pages, args.since)); return 0
-        engine = engines.Ray(args.address, args.shared) if args.engine == 'ray' else engines.Local(args.cpus, args.memory)
-        said = sweeps.sweep(args.grid, args.output, engine, args.pages, args.retry, args.since, lambda line: print(line, flush=True))
+        engine = engines.Ray(args.address, args.shared) if args.engine == 'ray' else engines.Local(args.cpus,
+            args.memory)
+        outcome = sweeps.sweep(args.grid, args.output, engine, args.pages, args.retry, args.since,
+            lambda line: print(line, flush=True))
     finally: signal.signal(signal.SIGTERM, before)
-    for job, message in said.failed: print(f'FAILED  {job}: {message}')
-    print(f'{said}' + '; --retry does those that failed again'*bool(said.failed))
-    return int(bool(said.failed))
+    for job, message in outcome.failed: print(f'FAILED  {job}: {message}')
+    print(f'{outcome}' + '; --retry does those that failed again'*bool(outcome.failed))
+    return int(bool(outcome.failed))
 
 # %% ../nbs/21_cli.ipynb #01682624
 def _methods():
@@ -93,7 +95,8 @@ def _methods():
 def _datasets():
     from noisynb.datasets import available, datasets
     people = lambda s: f', labelled {", ".join(s.human)}' if s.human else ''
-    return {name: s.description + people(s) + ('' if available(name) else ' (files not here)') for name, s in datasets.items()}
+    return {name: s.description + people(s) + ('' if available(name) else ' (files not here)') for name,
+        s in datasets.items()}
 
 def _noise():
     from noisynb.noise import kinds
@@ -109,20 +112,24 @@ def _list(args):
     "`noisynb list`"
     from noisynb.show import Table
     for what in [args.what] if args.what else lists:
-        print(Table([{what: name, '': about} for name, about in lists[what]().items()]), end='\n' if args.what else '\n\n')
+        print(Table([{what: name, '': about} for name, about in lists[what]().items()]),
+            end='\n' if args.what else '\n\n')
 
 # %% ../nbs/21_cli.ipynb #d18dece4
 def requirements()->list: # (extra or None, name, wanted, installed version or None, fits)
     "What this package asks for, and what is there"
     from importlib import metadata
     from packaging.requirements import Requirement
-    found = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in metadata.distributions() if d.metadata['Name']}
+    found = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in metadata.distributions()
+        if d.metadata['Name']}
     extras, rows = metadata.metadata('noisynb').get_all('Provides-Extra') or [], []
     for r in map(Requirement, metadata.requires('noisynb') or []):
-        extra = next((e for e in extras if r.marker and not r.marker.evaluate({'extra': ''}) and r.marker.evaluate({'extra': e})), None)
+        extra = next((e for e in extras if r.marker and not r.marker.evaluate({'extra': ''})
+            and r.marker.evaluate({'extra': e})), None)
         if r.marker and not extra and not r.marker.evaluate({'extra': ''}): continue
         have = found.get(r.name.lower().replace('_', '-'))
-        rows.append((extra, r.name, str(r.specifier), have, have is not None and r.specifier.contains(have, prereleases=True)))
+        rows.append((extra, r.name, str(r.specifier), have,
+            have is not None and r.specifier.contains(have, prereleases=True)))
     return rows
 
 # %% ../nbs/21_cli.ipynb #72f7fc5b
@@ -138,11 +145,16 @@ def _doctor(args):
     short = lambda names: ', '.join(names[:2]) + (f' and {len(names) - 2} more' if len(names) > 2 else '')
     extras = sorted({e for e, *_ in needs if e})
     lacking = {e: [n for extra, n, _, _, fits in needs if extra == e and not fits] for e in extras}
-    print(Table([{'noisynb': k, __version__: v} for k, v in [('python', platform.python_version()), ('system', platform.platform(terse=True)),
-        ('device', f'{device}: {hardware(device)}, {threads()} threads'), ('data', data_folder()), ('cache', cache_folder())]]), end='\n\n')
-    print(Table([{'library': n, 'installed': have or 'missing', 'wanted': want, 'fits': ok} for e, n, want, have, ok in needs if not e]), end='\n\n')
-    print(Table([{'extra': e, 'state': f'missing {", ".join(m)}: pip install "noisynb[{e}]"' if m else 'here'} for e, m in lacking.items()]), end='\n\n')
-    print(Table([{'data set': n, 'state': 'here' if available(n) else f'not here; in the data folder it is {short(lost(s))}'} for n, s in datasets.items()]))
+    print(Table([{'noisynb': k, __version__: v} for k, v in [('python', platform.python_version()), ('system',
+        platform.platform(terse=True)),
+        ('device', f'{device}: {hardware(device)}, {threads()} threads'), ('data', data_folder()),
+        ('cache', cache_folder())]]), end='\n\n')
+    print(Table([{'library': n, 'installed': have or 'missing', 'wanted': want, 'fits': ok} for e, n, want, have,
+        ok in needs if not e]), end='\n\n')
+    print(Table([{'extra': e, 'state': f'missing {", ".join(m)}: pip install "noisynb[{e}]"' if m else 'here'} for e,
+        m in lacking.items()]), end='\n\n')
+    print(Table([{'data set': n, 'state': 'here' if available(n)
+        else f'not here; in the data folder it is {short(lost(s))}'} for n, s in datasets.items()]))
     return int(any(not e and not ok for e, *_, ok in needs))
 
 # %% ../nbs/21_cli.ipynb #d1e39a22
@@ -185,55 +197,76 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f'noisynb: {message}; see: {self.prog} --help\n')
 
+def _parameters(a, notebook, such=''):
+    "The option of a command that runs a notebook"
+    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters',
+        help=f'set a parameter of {notebook}.ipynb{such}; may be repeated')
+
 def _parser():
     "All subcommands and their arguments"
-    p = _Parser(prog='noisynb', description='Learning with noisy labels: find the wrong ones, and learn in spite of them.')
+    p = _Parser(prog='noisynb',
+        description='Learning with noisy labels: find the wrong ones, and learn in spite of them.')
     p.add_argument('--version', action='version', version=f'noisynb {__version__}')
     sub = p.add_subparsers(required=True, dest='command', metavar='COMMAND')
-    a = sub.add_parser('list', help='what there is: methods, data sets, kinds of noise, backbones')
+    def command(name, do, **more):
+        a = sub.add_parser(name, **more)
+        a.set_defaults(do=do)
+        return a
+    a = command('list', _list, help='what there is: methods, data sets, kinds of noise, backbones')
     a.add_argument('what', nargs='?', choices=list(lists), help='one of them')
-    a.set_defaults(do=_list)
-    a = sub.add_parser('run', help='run one method and write its page', epilog="example: noisynb run wann -p dataset digits -p noise_type instance -p noise_rate 0.4")
+    a = command('run', _run, help='run one method and write its page',
+        epilog="example: noisynb run wann -p dataset digits -p noise_type instance -p noise_rate 0.4")
     a.add_argument('method', help='one of `noisynb list methods`')
-    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of run_method.ipynb; may be repeated')
-    a.add_argument('-o', dest='output', metavar='FILE', help='the executed notebook (default: reports/DATASET/NOISE-RATE/METHOD-seedK.ipynb)')
+    _parameters(a, 'run_method')
+    a.add_argument('-o', dest='output', metavar='FILE',
+        help='the executed notebook (default: reports/DATASET/NOISE-RATE/METHOD-seedK.ipynb)')
     a.add_argument('--record-only', action='store_true', help='keep the numbers, not the notebook and the page')
-    a.set_defaults(do=_run)
-    a = sub.add_parser('sweep', help='do all runs of a grid that are not done yet', epilog='example: noisynb sweep sweeps/cpu.toml --dry-run; stop it whenever you like, the same command goes on')
+    a = command('sweep', _sweep, help='do all runs of a grid that are not done yet',
+        epilog='example: noisynb sweep sweeps/cpu.toml --dry-run; stop it at any time, the same command goes on')
     a.add_argument('grid', metavar='GRID', help='a .toml, .json or .yaml file with lists of values')
-    a.add_argument('-o', dest='output', metavar='FOLDER', default='reports', help='where the reports go (default: reports)')
-    a.add_argument('--pages', choices=['all', 'first', 'none'], help='whose notebook and page are kept: of all runs, of the first seed of each setting, of none (default: as the grid says, else all)')
+    a.add_argument('-o', dest='output', metavar='FOLDER', default='reports',
+        help='where the reports go (default: reports)')
+    a.add_argument('--pages', choices=['all', 'first', 'none'],
+        help='whose notebook and page are kept: of all runs, of the first seed of each setting, of none (default: as '
+             'the grid says, else all)')
     a.add_argument('--retry', action='store_true', help='do runs that failed earlier again')
     a.add_argument('--since', metavar='DATE', help='do runs from before this date again, such as 2026-01-31')
     a.add_argument('--dry-run', action='store_true', help='say what is done and what is not, and run nothing')
     a.add_argument('--cpus', type=float, metavar='N', help='cores to use (default: all)')
     a.add_argument('--memory', type=float, metavar='GIB', help='memory to use (default: what is free)')
-    a.add_argument('--engine', choices=['local', 'ray'], default='local', help='where the runs are done (default: local)')
-    a.add_argument('--address', metavar='ADDRESS', default='auto', help='of the Ray cluster (default: the one this machine belongs to)')
-    a.add_argument('--shared', action='store_true', help='the nodes of the Ray cluster see this folder, under the same path')
-    a.set_defaults(do=_sweep)
-    a = sub.add_parser('audit', help='find the wrong labels in your own images', epilog='example: noisynb audit photos --corrected -o checked; a folder that is called like a data set is written ./digits')
-    a.add_argument('path', help='a folder with one subfolder per class, a .csv or .parquet of paths and labels, an .npz, or one of `noisynb list datasets`')
+    a.add_argument('--engine', choices=['local', 'ray'], default='local',
+        help='where the runs are done (default: local)')
+    a.add_argument('--address', metavar='ADDRESS', default='auto',
+        help='of the Ray cluster (default: the one this machine belongs to)')
+    a.add_argument('--shared', action='store_true',
+        help='the nodes of the Ray cluster see this folder, under the same path')
+    a = command('audit', _audit, help='find the wrong labels in your own images',
+        epilog='example: noisynb audit photos --corrected -o checked; a folder that is called like a data set is '
+               'written ./digits')
+    a.add_argument('path', help='a folder with one subfolder per class, a .csv or .parquet of paths and labels, an '
+                                '.npz, or one of `noisynb list datasets`')
     a.add_argument('-o', dest='output', metavar='FOLDER', help='where page and tables go (default: reports/audit/NAME)')
-    a.add_argument('--embedding', metavar='NAME', help='what the method sees of an image (default: the best that is on this machine); see `noisynb list backbones`')
+    a.add_argument('--embedding', metavar='NAME',
+        help='what the method sees of an image (default: the best that is on this machine); see `noisynb list '
+             'backbones`')
     a.add_argument('--method', metavar='NAME', help='one of `noisynb list methods` (default: wann)')
-    a.add_argument('--corrected', action='store_true', help='also write labels_corrected.csv, with each doubted label replaced')
-    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of audit_labels.ipynb; may be repeated')
-    a.set_defaults(do=_audit)
-    a = sub.add_parser('fetch', help='download a public data set into the data folder')
+    a.add_argument('--corrected', action='store_true',
+        help='also write labels_corrected.csv, with each flagged label replaced')
+    _parameters(a, 'audit_labels')
+    a = command('fetch', _fetch, help='download a public data set into the data folder')
     a.add_argument('name', help='one of `noisynb list datasets`')
-    a.add_argument('--data-dir', metavar='FOLDER', help='the data folder (default: $NOISYNB_DATA, else ~/.cache/noisynb/data)')
-    a.set_defaults(do=_fetch)
-    a = sub.add_parser('compare', help='compare methods on one page, with tests of difference', epilog="example: noisynb compare reports/digits/instance-0.4 -p method '[wann, knn]'")
+    a.add_argument('--data-dir', metavar='FOLDER',
+        help='the data folder (default: $NOISYNB_DATA, else ~/.cache/noisynb/data)')
+    a = command('compare', _compare, help='compare methods on one page, with tests of difference',
+        epilog="example: noisynb compare reports/digits/instance-0.4 -p method '[wann, knn]'")
     a.add_argument('results', nargs='+', metavar='PATH', help='a record, a folder of records, or a pattern')
-    a.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='set a parameter of compare_methods.ipynb, such as method or seed; may be repeated')
-    a.add_argument('-o', dest='output', metavar='FILE', help='the page (default: compare.html in the folder that holds all records)')
-    a.set_defaults(do=_compare)
-    a = sub.add_parser('report', help='make the leaderboard from the records')
+    _parameters(a, 'compare_methods', ', such as method or seed')
+    a.add_argument('-o', dest='output', metavar='FILE',
+        help='the page (default: compare.html in the folder that holds all records)')
+    a = command('report', _report, help='make the leaderboard from the records')
     a.add_argument('folder', nargs='?', default='reports')
-    a.set_defaults(do=_report)
-    sub.add_parser('doctor', help='what is installed, which device, which data sets are here').set_defaults(do=_doctor)
-    sub.add_parser('readme').set_defaults(do=_readme)
+    command('doctor', _doctor, help='what is installed, which device, which data sets are here')
+    command('readme', _readme)
     return p
 
 # %% ../nbs/21_cli.ipynb #48a279fe
@@ -247,9 +280,10 @@ def main(
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        print('noisynb: interrupted' + dict(run=', nothing was kept', audit='; the same command goes on', sweep='; what is finished is kept, the same command goes on').get(args.command, ''), file=sys.stderr)
+        print('noisynb: interrupted' + dict(run=', nothing was kept', audit='; the same command goes on',
+            sweep='; what is finished is kept, the same command goes on').get(args.command, ''), file=sys.stderr)
         return 130
-    except BrokenPipeError: # who reads has had enough, as in `noisynb doctor | head`
+    except BrokenPipeError: # the reader has stopped, as in `noisynb doctor | head`
         import os
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

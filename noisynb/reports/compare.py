@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Setting', 'select', 'accuracy_table', 'detection_table', 'cost_table', 'accuracy_figure', 'learning_figure',
-           'sign_flip', 'holm', 'Pair', 'pairs', 'corrected', 'difference_table', 'order_table', 'overlap',
-           'overlap_figure', 'votes_table', 'errors_told', 'hardest', 'part', 'heading_block', 'sources']
+           'sign_flip', 'holm', 'Difference', 'differences', 'holm_corrected', 'difference_table', 'order_table',
+           'jaccard', 'overlap_figure', 'votes_table', 'errors_sentence', 'hardest', 'title', 'sources']
 
 # %% ../../nbs/20_reports/07_compare.ipynb #401e65b0
-import glob, html, json, math, statistics
+import glob, json, math, statistics
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,9 +18,9 @@ from ..show import Table, memory, percent, seconds
 from ..disk import fingerprint
 from ..experiment import add_noise, prepare
 from ..record import unpack
-from .plots import Gallery, Picture, axes, look, palette
-from .blocks import Block
-from .gather import entry_name, gather, heading, spread as told
+from .plots import Picture, axes, gallery, house_style, palette
+from .blocks import Block, note, opening
+from .gather import entry_name, gather, setting_name, spread
 from .run_page import measured_on
 
 # %% ../../nbs/20_reports/07_compare.ipynb #9a9e1aa3
@@ -31,12 +31,14 @@ class Setting:
     runs: dict # method in words -> seed -> record, best mean accuracy first
     paths: list # of the records
 
-    def __repr__(self): return f'Setting({self.name}: ' + ', '.join(f'{m} x {len(r)}' for m, r in self.runs.items()) + ')'
+    def __repr__(self):
+        return f'Setting({self.name}: ' + ', '.join(f'{m} x {len(r)}' for m, r in self.runs.items()) + ')'
 
     def seeds(self, *methods) -> list:
         "Seeds that all of `methods` were run with, on the same data"
         runs = [self.runs[m] for m in methods]
-        return [s for s in sorted(set.intersection(*map(set, runs))) if len({r[s]['provenance']['data'] for r in runs}) == 1]
+        return [s for s in sorted(set.intersection(*map(set, runs)))
+            if len({r[s]['provenance']['data'] for r in runs}) == 1]
 
 # %% ../../nbs/20_reports/07_compare.ipynb #a98a14ae
 def select(
@@ -48,18 +50,26 @@ def select(
     seed=None, # the same
 ) -> list: # of Setting
     "The records asked for, by setting"
-    asked, paths = [results] if isinstance(results, (str, Path)) else list(results), []
-    for where in map(str, asked):
-        found = [where] if Path(where).is_file() else glob.glob(f'{where}/**/*.json' if Path(where).is_dir() else where, recursive=True)
-        if not found: raise NoisynbError(f'{where} is neither a record, nor a folder or a pattern with records; make some first: noisynb run wann')
+    paths = []
+    for where in map(str, [results] if isinstance(results, (str, Path)) else results):
+        pattern = f'{where}/**/*.json' if Path(where).is_dir() else where
+        found = [where] if Path(where).is_file() else glob.glob(pattern, recursive=True)
+        if not found:
+            raise NoisynbError(f'{where} is neither a record, nor a folder or a pattern with records; '
+                               'make some first: noisynb run wann')
         paths += found
-    wanted = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in dict(method=method, dataset=dataset, noise_type=noise_type, noise_rate=noise_rate, seed=seed).items() if v is not None}
+    chosen = dict(method=method, dataset=dataset, noise_type=noise_type, noise_rate=noise_rate, seed=seed)
+    wanted = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in chosen.items() if v is not None}
     settings, there = [], {k: set() for k in wanted}
     for entries in gather([p for p in dict.fromkeys(paths) if not Path(p).name.startswith('.')]).values():
         for k in wanted: there[k] |= {str(r[k]) for runs in entries.values() for _, r in runs}
-        kept = [[(p, r) for p, r in runs if all(r[k] in v for k, v in wanted.items())] for runs in entries.values()]
+        fits = lambda r: all(r[k] in v for k, v in wanted.items())
+        kept = [[(p, r) for p, r in runs if fits(r)] for runs in entries.values()]
         if any(kept): settings.append(_setting([runs for runs in kept if runs]))
-    if not settings: raise NoisynbError(f'none of the {len(paths)} files is a record with {wanted}; there are: ' + '; '.join(f'{k} {", ".join(sorted(v))}' for k, v in there.items()) + '. Widen the choice')
+    if not settings:
+        names = '; '.join(f'{k} {", ".join(sorted(v))}' for k, v in there.items())
+        raise NoisynbError(f'none of the {len(paths)} files is a record with {wanted}; there are: {names}. Widen the '
+                           'choice')
     return settings
 
 def _setting(entries) -> Setting:
@@ -67,30 +77,39 @@ def _setting(entries) -> Setting:
     several = len({runs[0][1]['embedding'] for runs in entries if runs[0][1]['embedding']}) > 1
     name = lambda r: entry_name(r) + (f' on {r["embedding"]}' if several and r['embedding'] else '')
     best = lambda runs: -statistics.mean(r['test_accuracy'] or 0 for _, r in runs)
-    return Setting(heading(entries[0][0][1]), {name(runs[0][1]): {r['seed']: r for _, r in runs} for runs in sorted(entries, key=best)}, [p for runs in entries for p, _ in runs])
+    by_method = {name(runs[0][1]): {r['seed']: r for _, r in runs} for runs in sorted(entries, key=best)}
+    return Setting(setting_name(entries[0][0][1]), by_method, [p for runs in entries for p, _ in runs])
 
 # %% ../../nbs/20_reports/07_compare.ipynb #9bafea02
-def spread(values, show=percent) -> str: return told(values, show).replace(' ', '\u00a0')   # a figure and its spread stay on one line
+def _spread(values, show=percent) -> str: return spread(values, show).replace(' ', '\u00a0')   # stays on one line
 
 # %% ../../nbs/20_reports/07_compare.ipynb #5022bc9e
+def _column(runs, key) -> list: return [r.get(key) for r in runs.values()]
+
 def accuracy_table(s: Setting) -> Table:
     "Accuracy on test images, per method"
-    column = lambda runs, key: [r.get(key) for r in runs.values()]
     rows = []
     for name, runs in s.runs.items():
-        r, found = next(iter(runs.values())), [v for v in column(runs, 'test_accuracy') if v is not None]
-        rows.append({'Method': name, 'Seeds': len(runs), 'Accuracy': spread(found), 'Lowest': percent(min(found, default=None)), 'Balanced': spread(column(runs, 'test_balanced_accuracy')),
-                     'Last five epochs': spread(column(runs, 'test_accuracy_last5')), 'Published': percent(r['published_accuracy']), 'Source': r.get('published_source') or '–'})
-    return _lean(rows, f'{s.name}: accuracy on test images with right labels, mean ± sample standard deviation over seeds')
+        r, found = next(iter(runs.values())), [v for v in _column(runs, 'test_accuracy') if v is not None]
+        rows.append({'Method': name, 'Seeds': len(runs), 'Accuracy': _spread(found),
+            'Lowest': percent(min(found, default=None)),
+                     'Balanced': _spread(_column(runs, 'test_balanced_accuracy')),
+                     'Last five epochs': _spread(_column(runs, 'test_accuracy_last5')),
+                     'Published': percent(r['published_accuracy']), 'Source': r.get('published_source') or '–'})
+    caption = 'accuracy on test images with right labels, mean ± sample standard deviation over seeds'
+    return _without_empty_columns(rows, f'{s.name}: {caption}')
 
 def detection_table(s: Setting) -> Table:
     "How well wrong labels are found, per method"
+    names = {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1', 'Precision': 'precision',
+        'Recall': 'recall'}
     three, rows = lambda x: f'{x:.3f}', []
-    column = lambda runs, key: [r.get(key) for r in runs.values()]
-    names = {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1', 'Precision': 'precision', 'Recall': 'recall'}
     for name, runs in s.runs.items():
-        rows.append({'Method': name, 'Seeds': len(runs), **{k: spread(column(runs, f'label_error_{v}'), three) for k, v in names.items()}, 'Right after correction': spread(column(runs, 'correction_accuracy'))})
-    return _lean(rows, f'{s.name}: AUROC and average precision judge the ranking of the labels, the rest the cut in it')
+        found = {k: _spread(_column(runs, f'label_error_{v}'), three) for k, v in names.items()}
+        corrected = _spread(_column(runs, 'correction_accuracy'))
+        rows.append({'Method': name, 'Seeds': len(runs), **found, 'Right after correction': corrected})
+    caption = 'AUROC and average precision judge the ranking of the labels, the rest the threshold'
+    return _without_empty_columns(rows, f'{s.name}: {caption}')
 
 def cost_table(s: Setting) -> Table:
     "Time and memory, per method and hardware; times of different hardware are not averaged"
@@ -99,13 +118,16 @@ def cost_table(s: Setting) -> Table:
         places = {}
         for r in runs.values(): places.setdefault(measured_on(r), []).append(r)
         for place, there in places.items():
-            each = [r['predict_seconds']/r['n_test'] for r in there if r['predict_seconds'] is not None and r['n_test']]
-            rows.append({'Method': name, 'Hardware': place, 'Runs': len(there), 'Fit': spread([r['fit_seconds'] for r in there], seconds), 'of which neighbour search': spread([r.get('graph_seconds') for r in there], seconds),
-                         'Predict an image': spread(each, seconds), 'Peak memory': spread([r['peak_memory_mib'] for r in there], memory)})
-    return _lean(rows, f'{s.name}: wall time and memory')
+            tested = [r for r in there if r['predict_seconds'] is not None and r['n_test']]
+            rows.append({'Method': name, 'Hardware': place, 'Runs': len(there),
+                'Fit': _spread([r['fit_seconds'] for r in there], seconds),
+                         'of which neighbour search': _spread([r.get('graph_seconds') for r in there], seconds),
+                         'Predict an image': _spread([r['predict_seconds']/r['n_test'] for r in tested], seconds),
+                         'Peak memory': _spread([r['peak_memory_mib'] for r in there], memory)})
+    return _without_empty_columns(rows, f'{s.name}: wall time and memory')
 
-def _lean(rows, caption) -> Table:
-    "A table without the columns in which nothing stands"
+def _without_empty_columns(rows, caption) -> Table:
+    "A table without the columns in which there is no number"
     empty = {k for k in rows[0] if all(row[k] == '–' for row in rows)}
     return Table([{k: v for k, v in row.items() if k not in empty} for row in rows], caption)
 
@@ -115,7 +137,7 @@ def accuracy_figure(s: Setting) -> Picture:
     from matplotlib import rc_context
     names = [n for n in s.runs if any(r['test_accuracy'] is not None for r in s.runs[n].values())]
     if not names: raise NoisynbError(f'no run on {s.name} was tested, so there is no accuracy to draw')
-    with rc_context(look):
+    with rc_context(house_style):
         figure, ax = axes(.75 + .26*len(names), title=f'{s.name}')
         for y, name in enumerate(names[::-1]):
             values = [100*r['test_accuracy'] for r in s.runs[name].values() if r['test_accuracy'] is not None]
@@ -124,33 +146,40 @@ def accuracy_figure(s: Setting) -> Picture:
         ax.set_yticks(range(len(names)), [n if len(n) < 34 else n[:33] + '…' for n in names[::-1]])
         ax.set(xlabel='test accuracy in %, one dot per seed, a line at the mean', ylim=(-.6, len(names) - .4))
         ax.grid(axis='x')
-    return Picture(figure, 'Test accuracy of each seed. ' + '; '.join(f'{n}: {spread([r["test_accuracy"] for r in s.runs[n].values()])}' for n in names) + '.')
+    accuracies = lambda name: _spread(_column(s.runs[name], 'test_accuracy'))
+    return Picture(figure, 'Test accuracy of each seed. ' + '; '.join(f'{n}: {accuracies(n)}' for n in names) + '.')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #31da4788
 def learning_figure(s: Setting):
     "Test accuracy after each epoch, with a band of one standard deviation; None where no method has epochs"
     from matplotlib import rc_context
-    curves = {n: [c for r in runs.values() if (c := (r.get('learning_curve') or {}).get('test_accuracy'))] for n, runs in s.runs.items()}
-    curves = {n: np.array([c[:min(map(len, found))] for c in found]) for n, found in curves.items() if found}
+    curve = lambda r: (r.get('learning_curve') or {}).get('test_accuracy')
+    found = {n: [curve(r) for r in runs.values() if curve(r)] for n, runs in s.runs.items()}
+    curves = {n: np.array([c[:min(map(len, each))] for c in each]) for n, each in found.items() if each}
     if not curves: return None
-    with rc_context(look):
+    with rc_context(house_style):
         figure, ax = axes(3., title='Accuracy from epoch to epoch')
         for i, (name, c) in enumerate(curves.items()):
-            x, mean, style = np.arange(1, c.shape[1] + 1), 100*c.mean(0), ('-', '--', ':')[i//len(palette) % 3]
-            ax.plot(x, mean, style, color=palette[i % len(palette)], label=f'{name} (n = {len(c)})')
-            if len(c) > 1: ax.fill_between(x, mean - 100*c.std(0, ddof=1), mean + 100*c.std(0, ddof=1), color=palette[i % len(palette)], alpha=.15, linewidth=0)
+            x, mean = np.arange(1, c.shape[1] + 1), 100*c.mean(0)
+            color, style = palette[i % len(palette)], ('-', '--', ':')[i//len(palette) % 3]
+            ax.plot(x, mean, style, color=color, label=f'{name} (n = {len(c)})')
+            if len(c) < 2: continue
+            band = 100*c.std(0, ddof=1)
+            ax.fill_between(x, mean - band, mean + band, color=color, alpha=.15, linewidth=0)
         ax.set(xlabel='epoch', ylabel='test accuracy in %')
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(axis='y')
         ax.legend(fontsize=8, ncols=2)
-    told = '; '.join(f'{n}: highest {percent(c.mean(0).max())} after epoch {c.mean(0).argmax() + 1}, at the end {percent(c.mean(0)[-1])}' for n, c in curves.items())
-    return Picture(figure, f'{s.name}: test accuracy after each epoch. {told}.')
+    def summary(name, mean):
+        return f'{name}: highest {percent(mean.max())} after epoch {mean.argmax() + 1}, at the end {percent(mean[-1])}'
+    each = '; '.join(summary(n, c.mean(0)) for n, c in curves.items())
+    return Picture(figure, f'{s.name}: test accuracy after each epoch. {each}.')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #4217287a
 def sign_flip(
     differences, # (n,) whole numbers, one per unit
 ) -> float: # p
-    "Exact two-sided test of a sum against all choices of its signs; for differences of -1, 0 and 1 this is McNemar's exact test"
+    "Exact two-sided test of a sum against all choices of its signs; McNemar's where differences are -1, 0 and 1"
     from scipy.signal import convolve
     from scipy.stats import binom
     d = np.asarray(differences, int)
@@ -175,7 +204,7 @@ def holm(
 
 # %% ../../nbs/20_reports/07_compare.ipynb #46bd4560
 @dataclass(eq=False)
-class Pair:
+class Difference:
     "Two methods on the same seeds"
     a: str # the one with the higher mean over all its seeds
     b: str
@@ -197,27 +226,30 @@ class Pair:
         if seeds and self.p_images is None: return f'{word} (seeds)'   # the records hold no single answers
         return 'not told apart'
 
-def pairs(s: Setting) -> list: # of Pair, for every two methods
+def differences(s: Setting) -> list: # of Difference, for every two methods
     "Test every two methods against each other"
-    return [_pair(s, a, b) for a, b in combinations(s.runs, 2) if s.seeds(a, b)]
+    return [_difference(s, a, b) for a, b in combinations(s.runs, 2) if s.seeds(a, b)]
 
-def corrected(found: list) -> list: # of Pair, both
+def holm_corrected(found: list) -> list: # of Difference, both
     "The same with p-values corrected for all of them"
     kinds = 'p_images', 'p_labels', 'p_seeds'
     each = zip(*(holm([getattr(p, kind) for p in found]) for kind in kinds))
     return [replace(p, **dict(zip(kinds, values))) for p, values in zip(found, each)]
 
 # %% ../../nbs/20_reports/07_compare.ipynb #76c817d6
-def _pair(s, a, b) -> Pair:
+def _difference(s, a, b) -> Difference:
     "Differences of two methods, tests not corrected yet"
     from scipy import stats
-    seeds = s.seeds(a, b); A, B = ([s.runs[m][k] for k in seeds] for m in (a, b))
-    d = np.array([x['test_accuracy'] - y['test_accuracy'] for x, y in zip(A, B) if None not in (x['test_accuracy'], y['test_accuracy'])])
+    seeds = s.seeds(a, b)
+    A, B = ([s.runs[m][k] for k in seeds] for m in (a, b))
+    pairs = [(x['test_accuracy'], y['test_accuracy']) for x, y in zip(A, B)]
+    d = np.array([x - y for x, y in pairs if None not in (x, y)])
     moves = len(d) > 1 and d.std() > 1e-12
+    copies = len(d) > 1 and not moves and all(_steady(x) for x in (A, B))
     test = stats.ttest_1samp(d, 0.) if moves else None
-    ci = tuple(map(float, test.confidence_interval(.95))) if moves else None
-    return Pair(a, b, len(seeds), float(d.mean()) if len(d) else math.nan, int((d > 0).sum()), ci, float(test.pvalue) if moves else None,
-                _p(A, B, 'test_errors'), _p(A, B, 'mistaken'), len(d) > 1 and not moves and all(_steady(x) for x in (A, B)))
+    interval = tuple(map(float, test.confidence_interval(.95))) if moves else None
+    return Difference(a, b, len(seeds), float(d.mean()) if len(d) else math.nan, int((d > 0).sum()), interval,
+                      float(test.pvalue) if moves else None, _p(A, B, 'test_errors'), _p(A, B, 'mistaken'), copies)
 
 def _steady(runs) -> bool: return len({(r['test_accuracy'], json.dumps(r.get('samples'))) for r in runs}) == 1
 
@@ -241,37 +273,48 @@ def _same_labels(x, y) -> bool: return (x.get('samples') or {}).get('given') == 
 def difference_table(s: Setting, found: list) -> Table: # found: of `pairs`
     "The best method against each other one"
     rows, best = [], next(iter(s.runs))
-    for p in corrected([p for p in found if p.a == best]):
+    for p in holm_corrected([p for p in found if p.a == best]):
         ends = '–' if p.interval is None else '\u00a0to\u00a0'.join(f'{100*x:+.1f}' for x in p.interval)
-        rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins, 'Difference, points': f'{100*p.difference:+.1f}', '95 % over seeds': ends,
-                     'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds), 'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels), 'Accuracy': p.verdict().replace(' ', '\u00a0')})
-    return _lean(rows, f'{s.name}: p-values are corrected (Holm) for these {len(rows)} comparisons, but not for choosing the best on the same runs') if rows else Table([], f'{s.name}: ' + ('one method alone, nothing to compare' if len(s.runs) < 2 else 'no two methods share a seed'))
+        rows.append({f'{best} against': p.b, 'Seeds': p.n, 'Ahead in': p.wins,
+            'Difference, points': f'{100*p.difference:+.1f}',
+                     '95 % over seeds': ends, 'p, seeds': 'copies' if p.copies else _p_text(p.p_seeds),
+                     'p, images': _p_text(p.p_images), 'p, labels': _p_text(p.p_labels),
+                     'Accuracy': p.verdict().replace(' ', '\u00a0')})
+    if not rows:
+        alone = 'one method alone, nothing to compare' if len(s.runs) < 2 else 'no two methods share a seed'
+        return Table([], f'{s.name}: {alone}')
+    return _without_empty_columns(rows, f'{s.name}: p-values are corrected (Holm) for these {len(rows)} comparisons, '
+                                  'but not for choosing the best on the same runs')
 
 def _p_text(p) -> str: return '–' if p is None else '<\u00a00.001' if p < .001 else f'{p:.3f}'
 
 def order_table(s: Setting, found: list) -> Table: # found: of `pairs`
-    "Who is better than whom: a triangle up where the row is better than the column, hollow where images alone say so, or seeds alone where no single answers are kept, a ring where chance may explain the difference"
-    known = {(p.a, p.b): p for p in corrected(found)}
+    "Every two methods as a triangle (up: the row is better) or a ring (not told apart)"
+    known = {(p.a, p.b): p for p in holm_corrected(found)}
     def cell(a, b):
         if a == b: return ''
         p = known.get((a, b)) or known.get((b, a))
         if p is None: return '–'
         word, _, more = p.verdict().partition(' ')
         return '○' if word == 'not' else ('△▽' if more else '▲▼')[(word == 'better') != (p.a == a)]
-    return Table([{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs],
-                 f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ on these labels and starts only (by images alone, or by seeds where no single answers are kept), ○ not told apart')
+    rows = [{'Method': a, **{f'{i + 1}': cell(a, b) for i, b in enumerate(s.runs)}} for a in s.runs]
+    return Table(rows, f'{s.name}: each row against the methods in the same order across. ▲ better, ▼ worse, △ ▽ on '
+                 'these labels and starts only (by images alone, or by seeds where no single answers are kept), '
+                 '○ not told apart')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #13e86db6
 def _stack(s, key) -> tuple: # seed, methods, masks (methods, n)
     "Masks of all methods that have them, for the first seed that most share on the same labels"
-    for seed in sorted({k for runs in s.runs.values() for k in runs}, key=lambda k: (-sum(k in runs for runs in s.runs.values()), k)):
+    share = lambda seed: sum(seed in runs for runs in s.runs.values())
+    for seed in sorted({k for runs in s.runs.values() for k in runs}, key=lambda k: (-share(k), k)):
         there = {m: runs[seed] for m, runs in s.runs.items() if seed in runs and bits(runs[seed], key) is not None}
         first = next(iter(there.values()), None)
-        same = [m for m, r in there.items() if _same_labels(r, first) and r['provenance']['data'] == first['provenance']['data']]
+        same_data = lambda r: r['provenance']['data'] == first['provenance']['data']
+        same = [m for m, r in there.items() if _same_labels(r, first) and same_data(r)]
         if len(same) > 1: return seed, same, np.array([bits(there[m], key) for m in same])
     return None, [], np.zeros((0, 0), bool)
 
-def overlap(masks) -> np.ndarray: # (k, k); of what either has, the share that both have
+def jaccard(masks) -> np.ndarray: # (k, k); of what either has, the share that both have
     "Jaccard index of every two rows of `masks` (k, n)"
     m = np.asarray(masks, float)
     both, each = m @ m.T, m.sum(1)
@@ -281,27 +324,35 @@ def overlap(masks) -> np.ndarray: # (k, k); of what either has, the share that b
 def overlap_figure(s: Setting):
     "How much errors coincide: on test images, and on labels judged; None where records hold no single answers"
     from matplotlib import rc_context
-    panels = [(title, *_stack(s, key)) for key, title in (('test_errors', 'test images mistaken'), ('mistaken', 'labels misjudged'))]
+    panels = [(title, *_stack(s, key)) for key, title in (('test_errors', 'test images mistaken'), ('mistaken',
+        'labels misjudged'))]
     panels = [p for p in panels if len(p[2])]
     if not panels: return None
     k = max(len(p[2]) for p in panels)
-    with rc_context(look):
-        figure, found = axes(min(3.2 if len(panels) > 1 else 5., 1.7 + .22*k), columns=len(panels), title='Of what either method gets wrong, % that both do')
-        for ax, (title, seed, names, masks) in zip(np.atleast_1d(found), panels):
-            share = overlap(masks)
-            ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-            ax.set_title(f'{title}, seed {seed}', fontsize=8.5, loc='left')
-            ax.set_xticks(range(len(names)), range(1, len(names) + 1), fontsize=7)
-            ax.set_yticks(range(len(names)), [f'{n if len(n) < 18 else n[:17] + "…"} {i + 1}' for i, n in enumerate(names)] if ax is np.atleast_1d(found)[0] else range(1, len(names) + 1), fontsize=8)
-            ax.spines[:].set_visible(False)
-            for i, j in np.ndindex(share.shape) if k <= 12 else ():
-                ax.text(j, i, f'{100*share[i, j]:.0f}', ha='center', va='center', fontsize=7, color='white' if share[i, j] > .65 else look['text.color'])
-    told = [f'{title}: {_nearest(names, masks)}' for title, _, names, masks in panels]
-    return Picture(figure, f'Overlap of errors. {"; ".join(told)}.')
+    height = min(3.2 if len(panels) > 1 else 5., 1.7 + .22*k)
+    with rc_context(house_style):
+        figure, found = axes(height, columns=len(panels), title='Of what either method gets wrong, % that both do')
+        for first, ax, panel in zip((True, False), np.atleast_1d(found), panels):
+            _draw_overlap(ax, *panel, first, k <= 12)
+    summary = [f'{title}: {_nearest(names, masks)}' for title, _, names, masks in panels]
+    return Picture(figure, f'Overlap of errors. {"; ".join(summary)}.')
+
+def _draw_overlap(ax, title, seed, names, masks, named, numbered):
+    "One panel; `named`: with the names of the methods, `numbered`: with the shares"
+    share, n = jaccard(masks), len(names)
+    labels = [f'{name if len(name) < 18 else name[:17] + "…"} {i + 1}' for i, name in enumerate(names)]
+    ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
+    ax.set_title(f'{title}, seed {seed}', fontsize=8.5, loc='left')
+    ax.set_xticks(range(n), range(1, n + 1), fontsize=7)
+    ax.set_yticks(range(n), labels if named else range(1, n + 1), fontsize=8)
+    ax.spines[:].set_visible(False)
+    for i, j in np.ndindex(share.shape) if numbered else ():
+        color = 'white' if share[i, j] > .65 else house_style['text.color']
+        ax.text(j, i, f'{100*share[i, j]:.0f}', ha='center', va='center', fontsize=7, color=color)
 
 def _nearest(names, masks) -> str:
     "The two methods whose errors coincide most"
-    share = np.triu(overlap(masks), 1)
+    share = np.triu(jaccard(masks), 1)
     i, j = np.unravel_index(share.argmax(), share.shape)
     return f'{names[i]} and {names[j]} share most, {percent(share[i, j], 0)}'
 
@@ -315,69 +366,81 @@ def votes_table(s: Setting):
     count, rows = flagged.sum(0), []
     for k in range(len(names) + 1):
         here = count == k
-        alone = next((n for n, f in zip(names, flagged) if (f & here).sum() == here.sum()), '') if k == 1 and here.any() else ''
-        row = {'Flagged by': f'{k} of {len(names)}' + (f' (always {alone})' if alone else ''), 'Labels': f'{here.sum():,}'}
-        if wrong is not None: row |= {'of which wrong': f'{(wrong & here).sum():,}', 'share': percent(float(wrong[here].mean()) if here.any() else None)}
+        alone = [n for n, f in zip(names, flagged) if (f & here).sum() == here.sum()] if k == 1 and here.any() else []
+        row = {'Flagged by': f'{k} of {len(names)}' + (f' (always {alone[0]})' if alone else ''),
+            'Labels': f'{here.sum():,}'}
+        if wrong is not None:
+            share = percent(float(wrong[here].mean()) if here.any() else None)
+            row |= {'of which wrong': f'{(wrong & here).sum():,}', 'share': share}
         rows.append(row)
-    return Table(rows, f'{s.name}, seed {seed}: labels by the number of methods that call them wrong')
+    return Table(rows, f'{s.name}, seed {seed}: labels by the number of methods that flag them')
 
-def errors_told(s: Setting) -> str:
+def errors_sentence(s: Setting) -> str:
     "Test images that all mistake, and that only some do"
     seed, names, errors = _stack(s, 'test_errors')
     if len(s.runs) < 2: return 'One method alone: there are no answers to compare.'
-    if not names: return 'The records hold no single answers, so nothing can be said of single images; runs made by this version keep them.'
+    if not names:
+        return ('The records hold no single answers, so nothing can be said of single images; '
+                'runs made by this version keep them.')
     every, some, best = errors.all(0).sum(), errors.any(0).sum(), errors.sum(1).min()
-    return (f'Seed {seed}, {len(names)} methods: {some:,} of {errors.shape[1]:,} test images are mistaken by at least one method, {every:,} by all. The best single method mistakes {best:,}; '
-            f'whoever could always ask a method that is right would mistake {every:,}.')
+    return (f'Seed {seed}, {len(names)} methods: {some:,} of {errors.shape[1]:,} test images are mistaken by at least '
+            'one method, '
+            f'{every:,} by all. The best single method mistakes {best:,}; always asking a method that is right would '
+            f'leave {every:,}.')
 
 # %% ../../nbs/20_reports/07_compare.ipynb #1aceb1bc
 def hardest(
     s: Setting,
     data_dir=None, # the data folder
     limit: int = 10, # images of each kind
-) -> list: # of (sentence, Gallery or None)
+) -> list: # of (sentence, Block of images or None)
     "What no method gets right"
     seed, names, flagged = _stack(s, 'flagged')
     if not names: return []
-    r = s.runs[names[0]][seed]
-    try:
-        _, data, _ = prepare(r['dataset'], data_dir, None if _whole(r, data_dir) else r['n_train'], r['imbalance'], seed)
-        noisy = add_noise(data, r['noise_type'], r['noise_rate'], seed)
-        if fingerprint(noisy.given) != r['samples']['given']: raise NoisynbError('labels made again are not those of the record')
+    try: data, noisy = _labels_again(s.runs[names[0]][seed], data_dir, seed)
     except (NoisynbError, OSError) as e: return [(f'The images are not shown: {str(e).splitlines()[0]}', None)]
     parts, name, given, truth = [], data.classes, noisy.given, data.train.labels
+    def add(sentence, rows, images, lines):
+        shown = gallery(images[rows[:limit]], [lines(i) for i in rows[:limit]]) if len(rows) else None
+        parts.append((f'{len(rows):,} {sentence}', shown))
     if noisy.kind != 'none':
-        for rows, what in ((np.flatnonzero(flagged.all(0) & ~noisy.flipped), 'right labels that all {k} methods call wrong'), (np.flatnonzero(~flagged.any(0) & noisy.flipped), 'wrong labels that none of {k} methods doubts')):
-            lines = [[f'given: {name[given[i]]}'] + [f'true: {name[truth[i]]}']*bool(noisy.flipped[i]) for i in rows[:limit]]
-            parts.append((f'{len(rows):,} {what.format(k=len(names))}', Gallery(data.train.images[rows[:limit]], lines) if len(rows) else None))
+        given_line = lambda i: [f'given: {name[given[i]]}']
+        both = lambda i: given_line(i) + [f'true: {name[truth[i]]}']
+        right, missed = flagged.all(0) & ~noisy.flipped, ~flagged.any(0) & noisy.flipped
+        add(f'right labels that all {len(names)} methods flag', np.flatnonzero(right), data.train.images, given_line)
+        add(f'wrong labels that none of {len(names)} methods flags', np.flatnonzero(missed), data.train.images, both)
     _, tested, errors = _stack(s, 'test_errors')
-    rows = np.flatnonzero(errors.all(0)) if tested else []
-    if tested: parts.append((f'{len(rows):,} test images that all {len(tested)} methods mistake', Gallery(data.test.images[rows[:limit]], [[f'true: {name[data.test.labels[i]]}'] for i in rows[:limit]]) if len(rows) else None))
+    if tested:
+        mistaken = f'test images that all {len(tested)} methods mistake'
+        add(mistaken, np.flatnonzero(errors.all(0)), data.test.images, lambda i: [f'true: {name[data.test.labels[i]]}'])
     return parts
 
+def _labels_again(r, data_dir, seed):
+    "The data of a record and its noisy labels, made again"
+    n_train = None if _whole(r, data_dir) else r['n_train']
+    _, data, _ = prepare(r['dataset'], data_dir, n_train, r['imbalance'], seed)
+    noisy = add_noise(data, r['noise_type'], r['noise_rate'], seed)
+    if fingerprint(noisy.given) != r['samples']['given']:
+        raise NoisynbError('labels made again are not those of the record')
+    return data, noisy
+
 def _whole(r, data_dir) -> bool:
-    "Whether nothing was taken out of the training part by number"
-    whole, data, rows = prepare(r['dataset'], data_dir, None, r['imbalance'], r['seed'])
+    "Whether the training part was used whole"
+    _, _, rows = prepare(r['dataset'], data_dir, None, r['imbalance'], r['seed'])
     return len(rows) == r['n_train']
 
 # %% ../../nbs/20_reports/07_compare.ipynb #5f42dc2f
-def part(
-    tag: str, # 'h2', 'h3' or 'p'
-    text: str, # with names that come from records
-) -> Block:
-    "A heading or a sentence in which all is text"
-    return Block(f'<{tag}>{html.escape(text)}</{tag}>', text)
-
-def heading_block(settings: list) -> Block:
+def title(settings: list) -> Block:
     "Title of the page and one sentence"
-    runs = sum(len(r) for s in settings for r in s.runs.values()); methods = {m for s in settings for m in s.runs}
-    title = settings[0].name if len(settings) == 1 else f'{len(settings)} noisy data sets'
-    text = f'{runs} runs of {len(methods)} methods. Every table says on how many seeds a figure stands; which differences are more than chance is tested below.'
-    return Block(f'<h1>Methods compared: {html.escape(title)}</h1><p class="lede">{html.escape(text)}</p>', f'Methods compared: {title}\n\n{text}')
+    runs, methods = sum(len(r) for s in settings for r in s.runs.values()), {m for s in settings for m in s.runs}
+    name = settings[0].name if len(settings) == 1 else f'{len(settings)} noisy data sets'
+    return opening(f'Methods compared: {name}',
+        f'{runs} runs of {len(methods)} methods. Every table gives the number of seeds '
+                   'behind a figure; which differences are more than chance is tested below.')
 
 def sources(settings: list) -> Block:
-    "The records that the page stands on"
+    "The records that the page is made from"
     names = [Path(p).name if Path(p).is_absolute() else Path(p).as_posix() for s in settings for p in s.paths]
-    versions = sorted({r['provenance']['noisynb'] for s in settings for runs in s.runs.values() for r in runs.values()})
-    text = f'{len(names)} records, made by noisynb {", ".join(versions)}: ' + ', '.join(names)
-    return Block(f'<p class="note">{html.escape(text)}.</p>', text)
+    records = [r for s in settings for runs in s.runs.values() for r in runs.values()]
+    versions = ', '.join(sorted({r['provenance']['noisynb'] for r in records}))
+    return note(f'{len(names)} records, made by noisynb {versions}: {", ".join(names)}.')

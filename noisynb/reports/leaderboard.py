@@ -6,22 +6,25 @@
 __all__ = ['intro', 'readme', 'board', 'leaderboard']
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #94627988
-import base64, hashlib, html, re, statistics
+import html, re, statistics
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 from ..core import NoisynbError
-from ..disk import atomic_write
-from .gather import entry_name, gather, heading, page_of, spread
-from .run_page import measured_on
 from ..show import memory, percent, seconds
+from ..disk import atomic_write
+from noisynb.reports.blocks import (Block, Cell, code, document, element, heading, join, link, paragraph, scrollable,
+    table)
+from .run_page import measured_on
+from .gather import entry_name, gather, page_of, setting_name, spread
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #1174f8d1
 _three = lambda x: f'{x:.3f}'
 
 def _md(text) -> str:
     "Text that stays text in a Markdown table"
-    return re.sub(r'([\\`*_\[\]|~$])', r'\\\1', html.escape(re.sub(r'[\r\n\v\f\x85\u2028\u2029]+', ' ', str(text)), quote=False))
+    one_line = re.sub(r'[\r\n\v\f\x85\u2028\u2029]+', ' ', str(text))
+    return re.sub(r'([\\`*_\[\]|~$])', r'\\\1', html.escape(one_line, quote=False))
 
 def _column(runs, key) -> list: return [r.get(key) for _, r in runs]
 
@@ -38,12 +41,12 @@ def _times(runs) -> dict: # hardware -> seconds to fit
     for _, r in runs: places.setdefault(measured_on(r), []).append(r['fit_seconds'])
     return places
 
-def _facts(entries) -> str:
+def _sizes(entries) -> str:
     "Sizes and noise of one setting"
     results = [r for runs in entries.values() for _, r in runs]; r = results[0]
     wrong = [x['noise_rate_realised'] for x in results if x['noise_rate_realised'] is not None]
-    said = f'; {percent(statistics.mean(wrong))} of the training labels are wrong' if wrong else ''
-    return f'{r["n_train"]:,} training and {r["n_test"]:,} test images, {r.get("n_classes", "?")} classes{said}.'
+    noise = f'; {percent(statistics.mean(wrong))} of the training labels are wrong' if wrong else ''
+    return f'{r["n_train"]:,} training and {r["n_test"]:,} test images, {r.get("n_classes", "?")} classes{noise}.'
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #0693d77b
 def _row(
@@ -51,34 +54,40 @@ def _row(
     folder, # links are relative to it
 ) -> dict: # column -> text
     "One line of a table"
-    r, link = runs[0][1], lambda p: page_of(p).relative_to(folder).as_posix()
-    return {'Method': _md(entry_name(r)), 'Features': _md(r['embedding'] or 'images'), 'Seeds': str(len(runs)), 'Accuracy': spread(_column(runs, 'test_accuracy')),
-            **{name: spread(_column(runs, f'label_error_{key}'), _three) for name, key in {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1'}.items()},
-            'Fit': '; '.join(f'{spread(v, seconds)} ({_md(k)})' for k, v in _times(runs).items()),
-            'Published': 'none' if r['published_accuracy'] is None else f'{percent(r["published_accuracy"])} ({_md(r["published_source"] or "")})',
-            'Pages, by seed': ' '.join(f'[{x["seed"]}](<{link(p)}>)' for p, x in runs)}
+    r, href = runs[0][1], lambda p: page_of(p).relative_to(folder).as_posix()
+    measures = {'AUROC': 'auroc', 'Average precision': 'average_precision', 'F1': 'f1'}
+    theirs = 'none'
+    if r['published_accuracy'] is not None:
+        theirs = f'{percent(r["published_accuracy"])} ({_md(r["published_source"] or "")})'
+    return {'Method': _md(entry_name(r)), 'Features': _md(r['embedding'] or 'images'), 'Seeds': str(len(runs)),
+            'Accuracy': spread(_column(runs, 'test_accuracy')),
+            **{name: spread(_column(runs, f'label_error_{key}'), _three) for name, key in measures.items()},
+            'Fit': '; '.join(f'{spread(v, seconds)} ({_md(k)})' for k, v in _times(runs).items()), 'Published': theirs,
+            'Pages, by seed': ' '.join(f'[{x["seed"]}](<{href(p)}>)' for p, x in runs)}
 
-def _table(entries, folder) -> list: # lines of Markdown
+def _markdown_table(entries, folder) -> list: # lines of Markdown
     "Heading and table of one noisy data set"
     rows = [_row(runs, folder) for runs in _best_first(entries)]
-    return [f'## {_md(_title(entries))}', '', _facts(entries), '', '| ' + ' | '.join(rows[0]) + ' |', '|' + ' --- |'*2 + ' ---: |'*5 + ' --- |'*3,
-            *('| ' + ' | '.join(row.values()) + ' |' for row in rows), '']
+    line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+    rule = '|' + ' --- |'*2 + ' ---: |'*5 + ' --- |'*3
+    return [f'## {_md(_title(entries))}', '', _sizes(entries), '', line(rows[0]), rule,
+            *(line(row.values()) for row in rows), '']
 
-def _title(entries) -> str: return heading(next(iter(entries.values()))[0][1])
+def _title(entries) -> str: return setting_name(next(iter(entries.values()))[0][1])
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #b4bfe9c7
-_e = html.escape
-
 def _num(value) -> str: return '' if value is None else f'{value:.6g}'
 
-def _strip(values, low, high) -> str:
+def _strip(values, low, high):
     "Mean and spread as a dot on a line"
     values = [v for v in values if v is not None]
     if not values: return ''
     at = lambda v: round(4 + 92*(v - low)/((high - low) or 1), 1)
     mean, s = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0
-    whisker = f'<path class="e" d="M{at(max(low, mean - s))} 7H{at(min(high, mean + s))}"/>' if s else ''
-    return f'<svg width="100" height="14" aria-hidden="true"><path class="g" d="M4 7H96"/>{whisker}<circle class="e" cx="{at(mean)}" cy="7" r="3"/></svg>'
+    ends = f'M{at(max(low, mean - s))} 7H{at(min(high, mean + s))}'
+    marks = [element('path', class_='g', d='M4 7H96')] + [element('path', class_='e', d=ends)]*bool(s)
+    marks += [element('circle', class_='e', cx=at(mean), cy=7, r=3)]
+    return element('svg', *marks, width=100, height=14, aria_hidden='true')
 
 def _scale(entries) -> tuple: # two accuracies
     "Ends of the axis: the nearest 5 % outside"
@@ -86,111 +95,165 @@ def _scale(entries) -> tuple: # two accuracies
     return int(20*min(means))/20, min(1., -int(-20*max(means) - .9999)/20)
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #1f631d4c
-def _link(path, folder, text) -> str:
-    href = quote(page_of(path).relative_to(folder).as_posix(), safe='/=+,')
-    return f'<a href="{_e(href)}">{text}</a>'
+def _link(path, folder, text) -> Block:
+    return link(text, quote(page_of(path).relative_to(folder).as_posix(), safe='/=+,'))
 
-def _line(runs, folder, low, high, printed) -> str:
-    "One row of a table to sort"
-    r = runs[0][1]; accuracy = _column(runs, 'test_accuracy')
-    cell = lambda key, show: f'<td data-v="{_num(_mean(runs, key))}">{spread(_column(runs, key), show)}</td>'
-    fit = ''.join(f'{spread(v, seconds)}<small>{_e(k)}</small>' for k, v in _times(runs).items())
-    theirs = '' if not printed else '<td>–</td>' if r['published_accuracy'] is None else f'<td>{percent(r["published_accuracy"])}<small>{_e(r["published_source"] or "")}</small></td>'
-    return (f'<tr><th scope="row">{_e(entry_name(r))}<small>{_e(r["embedding"] or "images")}</small></th><td data-v="{len(runs)}">{len(runs)}</td>'
-            f'<td data-v="{_num(_mean(runs))}">{_link(runs[0][0], folder, spread(accuracy))}</td><td>{_strip(accuracy, low, high)}</td>'
-            + ''.join(cell(f'label_error_{k}', _three) for k in ('auroc', 'average_precision', 'f1'))
-            + f'<td data-v="{_num(min(map(statistics.mean, _times(runs).values())))}">{fit}</td>' + cell('peak_memory_mib', memory) + theirs
-            + f'<td class="l">{" ".join(_link(p, folder, x["seed"]) for p, x in runs)}</td></tr>')
+def _small(text) -> Block: return element('small', text)
 
-def _section(name, entries, folder) -> str:
+def _line(runs, folder, low, high, printed) -> list: # of cells
+    "One row of a table to sort; `printed`: with the published figure"
+    r, accuracy, times = runs[0][1], _column(runs, 'test_accuracy'), _times(runs)
+    def cell(key, show): return Cell(spread(_column(runs, key), show), data_v=_num(_mean(runs, key)))
+    theirs = '–'
+    if r['published_accuracy'] is not None:
+        theirs = join([percent(r['published_accuracy']), _small(r['published_source'] or '')])
+    fit = join(part for k, v in times.items() for part in (spread(v, seconds), _small(k)))
+    pages = [_link(p, folder, x['seed']) for p, x in runs]
+    return [join([entry_name(r), _small(r['embedding'] or 'images')]), Cell(len(runs), data_v=len(runs)),
+            Cell(_link(runs[0][0], folder, spread(accuracy)), data_v=_num(_mean(runs))), _strip(accuracy, low, high),
+            *(cell(f'label_error_{k}', _three) for k in ('auroc', 'average_precision', 'f1')),
+            Cell(fit, data_v=_num(min(map(statistics.mean, times.values())))), cell('peak_memory_mib', memory),
+            *[theirs]*printed, Cell(join(pages, ' '), class_='l')]
+
+def _section(name, entries, folder) -> Block:
     "Heading, facts and table of one setting"
     (low, high), ordered = _scale(entries), _best_first(entries)
     printed = any(r['published_accuracy'] is not None for runs in ordered for _, r in runs)
-    head = [('Method', 'ascending'), ('Seeds', 'descending'), ('Accuracy', 'descending'), (f'{percent(low, 0)} to {percent(high, 0)}', ''), ('AUROC', 'descending'),
-            ('Average precision', 'descending'), ('F1', 'descending'), ('Fit', 'ascending'), ('Peak memory', 'ascending')] + [('Published', '')]*printed + [('Pages, by seed', '')]
-    sort = lambda text, first: (f' data-first="{first}"' if first else '') + ' aria-sort="descending"'*(text == 'Accuracy')
-    top = ''.join(f'<th scope="col"{sort(*h)}>{h[0]}</th>' for h in head)
-    beside = {p.parent for runs in ordered for p, _ in runs}
-    pairs = [_link(q, folder, 'these methods compared, with tests of difference') for f in sorted(beside) for q in sorted(f.glob('compare*.html'))]
-    return (f'<h2 id="{name}">{_e(_title(entries))}</h2><p>{_facts(entries)}{"".join(f" {p[:-4]}</a>." for p in pairs)}</p>'
-            + _frame(_title(entries), f'<thead><tr>{top}</tr></thead><tbody>' + '\n'.join(_line(runs, folder, low, high, printed) for runs in ordered) + '</tbody>'))
+    up = lambda text: Cell(text, data_first='ascending')
+    down = lambda text, **more: Cell(text, data_first='descending', **more)
+    axis = f'{percent(low, 0)} to {percent(high, 0)}'
+    head = [up('Method'), down('Seeds'), down('Accuracy', aria_sort='descending'), axis, down('AUROC'),
+            down('Average precision'), down('F1'), up('Fit'), up('Peak memory'), *['Published']*printed,
+            'Pages, by seed']
+    beside = sorted({p.parent for runs in ordered for p, _ in runs})
+    pages = [q for place in beside for q in sorted(place.glob('compare*.html'))]
+    text = 'these methods compared, with tests of difference'
+    links = [part for q in pages for part in (' ', _link(q, folder, text), '.')]
+    rows = [_line(runs, folder, low, high, printed) for runs in ordered]
+    return join([heading(2, _title(entries), id=name), paragraph(_sizes(entries), *links),
+        _sortable(rows, head, _title(entries))])
 
-def _frame(label, rows) -> str: return f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {_e(label)}"><table class="sort">{rows}</table></div>'
+def _sortable(rows, head, name) -> Block: return scrollable(table(rows, head, class_='sort'), f'Table: {name}')
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #681b1fd4
-def _overview(tables, folder) -> str:
+def _overview(tables, folder) -> Block:
     "Methods by settings"
     from noisynb.methods import methods
-    found, order = {}, list(methods)
+    found, order = {}, list(methods)   # found: method in words -> number of the table -> its runs
     for i, entries in enumerate(tables):
         for runs in entries.values(): found.setdefault(entry_name(runs[0][1]), {}).setdefault(i, []).append(runs)
-    first = lambda cells: next(iter(cells.values()))[0][0][1]['method']
-    rank = lambda item: (order.index(first(item[1])) if first(item[1]) in order else len(order), item[0])
-    best = [max((_mean(runs) or 0 for runs in entries.values()), default=0) for entries in tables]
-    several = [len({runs[0][1]['embedding'] for runs in entries.values() if runs[0][1]['embedding']}) > 1 for entries in tables]
-    def cell(i, there):
-        there = sorted(there, key=lambda runs: -(_mean(runs) or 0))
-        if not there: return '<td data-v="">–</td>'
-        line = lambda runs: f'{_link(runs[0][0], folder, spread(_column(runs, "test_accuracy")))}<small>n\u202f=\u202f{len(runs)}{", " + _e(_short(runs[0][1]["embedding"] or "images")) if several[i] else ""}</small>'
-        return f'<td{" class=best" if _mean(there[0]) == best[i] else ""} data-v="{_num(_mean(there[0]))}">{"".join(map(line, there))}</td>'
-    rows = '\n'.join(f'<tr><th scope="row">{_e(name)}</th>{"".join(cell(i, cells.get(i, [])) for i in range(len(tables)))}</tr>' for name, cells in sorted(found.items(), key=rank))
-    title = lambda entries: '<br>'.join(map(_e, _title(entries).split(', ', 1)))
-    top = '<th scope="col" data-first="ascending">Method</th>' + ''.join(f'<th scope="col" data-first="descending">{title(entries)}</th>' for entries in tables)
-    return _frame('every method, every setting', f'<thead><tr>{top}</tr></thead><tbody>{rows}</tbody>')
+    def rank(item):
+        method = next(iter(item[1].values()))[0][0][1]['method']
+        return (order.index(method) if method in order else len(order), item[0])
+    columns = [_overview_cell(entries, folder) for entries in tables]
+    row = lambda name, there: [name, *(cell(there.get(i, [])) for i, cell in enumerate(columns))]
+    rows = [row(*item) for item in sorted(found.items(), key=rank)]
+    title = lambda entries: Cell(join(_title(entries).split(', ', 1), element('br')), data_first='descending')
+    head = [Cell('Method', data_first='ascending'), *map(title, tables)]
+    return _sortable(rows, head, 'every method, every setting')
 
-def _short(name) -> str: return name if len(name) <= 18 else name[:17] + '…'
+def _overview_cell(entries, folder):
+    "How the cells of one setting are written"
+    best = max((_mean(runs) or 0 for runs in entries.values()), default=0)
+    several = len({runs[0][1]['embedding'] for runs in entries.values() if runs[0][1]['embedding']}) > 1
+    def line(runs):
+        path, r = runs[0]
+        features = ', ' + _short(r['embedding'] or 'images') if several else ''
+        return [_link(path, folder, spread(_column(runs, 'test_accuracy'))),
+            _small(f'n\u202f=\u202f{len(runs)}{features}')]
+    def cell(there):
+        there = sorted(there, key=lambda runs: -(_mean(runs) or 0))
+        if not there: return Cell('–', data_v='')
+        first = _mean(there[0])
+        return Cell(join(part for runs in there for part in line(runs)), class_='best' if first == best else None,
+            data_v=_num(first))
+    return cell
+
+def _short(name, most=18) -> str: return name if len(name) <= most else name[:most - 1] + '…'
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #256a974e
-_nothing = ('knn', 'ce')   # what doing nothing about the noise gives
+_plain = ('knn', 'ce')   # baselines that do not correct for label noise
 
-def _mark(kind, hollow, x, y, title) -> str:
-    shape = f'<circle cx="{x}" cy="{y}" r="4.5"' if kind == 'e' else f'<path d="M{x - 4} {y - 4}h8v8h-8z"'
-    return f'{shape} class="{kind}{" o" if hollow else ""}"><title>{_e(title)}</title></{"circle" if kind == "e" else "path"}>'
+def _mark(kind, hollow, x, y, title) -> Block:
+    "A method: a circle on embeddings ('e'), a square on images ('i')"
+    style, words = kind + ' o'*hollow, element('title', title)
+    if kind == 'e': return element('circle', words, cx=x, cy=y, r=4.5, class_=style)
+    return element('path', words, d=f'M{x - 4} {y - 4}h8v8h-8z', class_=style)
 
-def _figure(tables) -> str:
+def _text(x, y, words, **more) -> Block: return element('text', words, x=x, y=y, **more)
+
+_left, _right = 250, 690   # ends of the axis
+_legend = [('e', False, 6, 'on embeddings'), ('i', False, 126, 'network on images'), ('e', True, 272, 'plain votes'),
+           ('i', True, 374, 'plain cross entropy')]
+
+def _setting_row(entries, y, at): # its elements, and a sentence
+    "One row of the picture, best method named on the right"
+    ordered = [runs for runs in _best_first(entries) if _mean(runs) is not None]
+    if not ordered: return [], []
+    first, last, title = entry_name(ordered[0][0][1]), entry_name(ordered[-1][0][1]), _title(entries)
+    data, _, noise = title.partition(', ')
+    if len(noise) > 40: noise = noise.replace(' noise', '')
+    row = [element('path', class_='g', d=f'M{_left} {y}H{_right}'), _text(0, y - 2, data, class_='in'),
+           _text(0, y + 13, noise if len(noise) < 41 else _short(noise)),
+           _text(_right + 14, y - 2, _short(first, 25), class_='in'),
+           _text(_right + 14, y + 13, spread(_column(ordered[0], 'test_accuracy')))]
+    for runs in reversed(ordered):
+        r, accuracy = runs[0][1], spread(_column(runs, 'test_accuracy'))
+        name = f'{entry_name(r)}: {accuracy}, n = {len(runs)}'
+        row.append(_mark('e' if r['embedding'] else 'i', r['method'] in _plain, at(_mean(runs)), y, name))
+    best, worst = percent(_mean(ordered[0])), percent(_mean(ordered[-1]))
+    return row, [f'{title}: best {first} with {best}, last {last} with {worst}']
+
+def _figure(tables):
     "All means on one axis, a row per setting"
     means = [m for entries in tables for m in map(_mean, entries.values()) if m is not None]
     if not means: return ''
-    low = int(10*min(means))/10; left, right, step = 250, 690, 38
-    at = lambda v: round(left + (right - left)*(v - low)/((1 - low) or 1), 1)
-    lines, told, bottom = [], [], 14 + step*len(tables)
+    low, step = int(10*min(means))/10, 38
+    bottom = 14 + step*len(tables)
+    at = lambda v: round(_left + (_right - _left)*(v - low)/((1 - low) or 1), 1)
+    parts, sentences = [], []
     for tick in range(round(100*low), 101, 10):
-        lines.append(f'<path class="g" d="M{at(tick/100)} 8V{bottom}"/><text x="{at(tick/100)}" y="{bottom + 16}" text-anchor="middle">{tick}</text>')
+        x = at(tick/100)
+        parts += [element('path', class_='g', d=f'M{x} 8V{bottom}'), _text(x, bottom + 16, tick, text_anchor='middle')]
     for i, entries in enumerate(tables):
-        y, ordered = 28 + step*i, [runs for runs in _best_first(entries) if _mean(runs) is not None]
-        if not ordered: continue
-        name = _title(entries); said = entry_name(ordered[0][0][1]); data, _, noise = name.partition(', ')
-        if len(noise) > 40: noise = noise.replace(' noise', '')
-        lines.append(f'<path class="g" d="M{left} {y}H{right}"/><text class="in" x="0" y="{y - 2}">{_e(data)}</text><text x="0" y="{y + 13}">{_e(noise if len(noise) < 41 else _short(noise))}</text>'
-                     f'<text class="in" x="{right + 14}" y="{y - 2}">{_e(said if len(said) < 25 else said[:24] + "…")}</text><text x="{right + 14}" y="{y + 13}">{spread(_column(ordered[0], "test_accuracy"))}</text>')
-        for runs in reversed(ordered):
-            r = runs[0][1]
-            lines.append(_mark('e' if r['embedding'] else 'i', r['method'] in _nothing, at(_mean(runs)), y, f'{entry_name(r)}: {spread(_column(runs, "test_accuracy"))}, n = {len(runs)}'))
-        told.append(f'{name}: best {said} with {percent(_mean(ordered[0]))}, last {entry_name(ordered[-1][0][1])} with {percent(_mean(ordered[-1]))}')
-    key = ''.join(_mark(k, o, x, bottom + 41, t) + f'<text x="{x + 10}" y="{bottom + 45}">{t}</text>' for k, o, x, t in
-                  (('e', False, 6, 'on embeddings'), ('i', False, 126, 'network on images'), ('e', True, 272, 'plain votes'), ('i', True, 374, 'plain cross entropy')))
-    axis = f'<text x="{right + 24}" y="{bottom + 16}">test accuracy in %</text>'
-    return (f'<figure><div class="scroll" role="region" tabindex="0" aria-label="Figure: accuracy of every method"><svg viewBox="0 0 880 {bottom + 54}" role="img" aria-label="{_e(". ".join(told))}.">'
-            + '\n'.join(lines) + key + axis + '</svg></div><figcaption>Mean accuracy of every method on every noisy data set. Named on the right: the best mean, with its spread over seeds. '
-            'Whether the difference to the next is more than chance is what <code>noisynb compare</code> tests.</figcaption></figure>')
+        row, sentence = _setting_row(entries, 28 + step*i, at)
+        parts, sentences = parts + row, sentences + sentence
+    for kind, hollow, x, words in _legend:
+        parts += [_mark(kind, hollow, x, bottom + 41, words), _text(x + 10, bottom + 45, words)]
+    parts += [_text(_right + 24, bottom + 16, 'test accuracy in %')]
+    drawn = element('svg', *parts, viewBox=f'0 0 880 {bottom + 54}', role='img', aria_label='. '.join(sentences) + '.')
+    caption = ('Mean accuracy of every method on every noisy data set. Named on the right: the best mean, with its '
+               'spread over seeds. '
+               'Whether the difference to the next is more than chance is what ', code('noisynb compare'), ' tests.')
+    return element('figure', scrollable(drawn, 'Figure: accuracy of every method'), element('figcaption', *caption))
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #9615b131
-intro = ('Accuracy is measured on test images with right labels. AUROC and average precision say how well the wrong training labels are ranked, F1 how well they are '
-         'flagged. Where there are two seeds or more: mean ± sample standard deviation, or the value alone if all gave the same. Fit is the wall time of fitting, neighbour search included, beside the hardware '
-         'it was measured on. Published: a figure that a source prints for the same setting.')
+intro = ('Accuracy is measured on test images with right labels. AUROC and average precision say how well the wrong '
+         'training '
+         'labels are ranked, F1 how well they are flagged. Where there are two seeds or more: mean ± sample standard '
+         'deviation, or the value alone if all gave the same. Fit is the wall time of fitting, neighbour search '
+         'included, '
+         'beside the hardware it was measured on. Published: a figure that a source prints for the same setting.')
 
 def readme(
     tables, # of `noisynb.reports.gather`, without their keys
     folder, # links are relative to it
 ) -> str:
     "The leaderboard as Markdown"
-    runs = sum(len(runs) for entries in tables for runs in entries.values())
-    anchor = lambda text: re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-')
-    text = ['# Reports', '', f'{runs} runs, made by `noisynb run` and gathered by `noisynb report`; this page is generated. In each table the best mean accuracy comes first. '
-            'The same with tables that sort, and a plot: [index.html](index.html), to be opened from a clone.', '', intro, '']
-    text += [f'- [{_md(_title(entries))}](#{anchor(_title(entries))}): {len({runs[0][1]["method"] for runs in entries.values()})} methods, best {_md(entry_name(top[0][1]))} with {spread(_column(top, "test_accuracy"))} '
-             f'(n\u202f=\u202f{len(top)})' for entries in tables for top in [_best_first(entries)[0]]]
-    return '\n'.join(text + [''] + [line for entries in tables for line in _table(entries, folder)])
+    n = sum(len(runs) for entries in tables for runs in entries.values())
+    text = ['# Reports', '', f'{n} runs, made by `noisynb run` and gathered by `noisynb report`; this page is '
+                             'generated. '
+            'In each table the best mean accuracy comes first. The same with tables that sort, and a plot: '
+            '[index.html](index.html), to be opened from a clone.', '', intro, '', *map(_summary, tables), '']
+    return '\n'.join(text + [line for entries in tables for line in _markdown_table(entries, folder)])
+
+def _summary(entries) -> str:
+    "One line of the contents in Markdown"
+    title, best = _title(entries), _best_first(entries)[0]
+    anchor = re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
+    methods = {runs[0][1]['method'] for runs in entries.values()}
+    accuracy = f'{spread(_column(best, "test_accuracy"))} (n\u202f=\u202f{len(best)})'
+    return f'- [{_md(title)}](#{anchor}): {len(methods)} methods, best {_md(entry_name(best[0][1]))} with {accuracy}'
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #dc234317
 def board(
@@ -199,31 +262,26 @@ def board(
 ) -> str:
     "The leaderboard as one page that needs nothing else"
     part = lambda name: (resources.files('noisynb')/'templates'/name).read_text(encoding='utf-8')
-    style, script = part('report/style.css') + part('leaderboard/style.css'), part('leaderboard/sort.js')
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    runs = sum(len(runs) for entries in tables for runs in entries.values())
-    index = ''.join(f'<li><a href="#s{i}">{_e(_title(entries))}</a>, {len(entries)} methods</li>' for i, entries in enumerate(tables))
-    sections = ''.join(_section(f's{i}', entries, folder) for i, entries in enumerate(tables))
-    return f'''<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'">
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><meta name="generator" content="noisynb">
-<link rel="icon" href="data:,"><title>Leaderboard of noisynb</title>
-<style>
-{style}</style></head>
-<body><main><h1>Leaderboard</h1>
-<p class="lede">{runs} runs on {len(tables)} noisy data sets, every number with the page that made it, or with its record.</p>
-<p>{intro} Made by <code>noisynb report</code> from the records beside it.</p>
-<ul class="index">{index}</ul>
-{_figure(tables)}
-<p hidden><label for="filter">Show methods whose name has</label> <input id="filter" type="search"></p>
-<p id="said" class="note" role="status"></p>
-<h2 id="all">Every method, every setting</h2>
-<p>Accuracy, with the number of seeds below it; the best of a column in bold. A number leads to the page of its first seed.</p>
-{_overview(tables, folder)}
-{sections}</main>
-<script>{script}</script></body></html>
-'''
+    n = sum(len(runs) for entries in tables for runs in entries.values())
+    index = [element('li', link(_title(entries), f'#s{i}'), f', {len(entries)} methods') for i,
+        entries in enumerate(tables)]
+    search = element('input', id='filter', type='search')
+    main = [
+        heading(1, 'Leaderboard'),
+        paragraph(f'{n} runs on {len(tables)} noisy data sets, every number with the page that made it, or with its '
+                  'record.', class_='lede'),
+        paragraph(intro, ' Made by ', code('noisynb report'), ' from the records beside it.'),
+        element('ul', *index, class_='index'),
+        _figure(tables),
+        paragraph(element('label', 'Show methods whose name has', for_='filter'), ' ', search, hidden=''),
+        paragraph(id='said', class_='note', role='status'),
+        heading(2, 'Every method, every setting', id='all'),
+        paragraph('Accuracy, with the number of seeds below it; the best of a column in bold. '
+                  'A number leads to the page of its first seed.'),
+        _overview(tables, folder),
+        *(_section(f's{i}', entries, folder) for i, entries in enumerate(tables))]
+    style = part('report/style.css') + part('leaderboard/style.css')
+    return document('Leaderboard of noisynb', style, join(main), part('leaderboard/sort.js'))
 
 # %% ../../nbs/20_reports/08_leaderboard.ipynb #0ea7ba65
 def leaderboard(
@@ -235,6 +293,9 @@ def leaderboard(
     tables = list(gather(folder).values())
     if not tables: raise NoisynbError(f'there is no record of a run in {folder}; make one first: noisynb run wann')
     for name, mark in {'README.md': 'gathered by `noisynb report`', 'index.html': 'content="noisynb"'}.items():
-        if (folder/name).exists() and mark not in (folder/name).read_text(encoding='utf-8', errors='replace'): raise NoisynbError(f'{folder/name} was not made by noisynb report and would be lost; move it, or gather the records in a folder of their own')
+        if not (folder/name).exists(): continue
+        if mark not in (folder/name).read_text(encoding='utf-8', errors='replace'):
+            raise NoisynbError(f'{folder/name} was not made by noisynb report and would be lost; move it, '
+                               'or gather the records in a folder of their own')
     atomic_write(folder/'index.html', board(tables, folder))
     return atomic_write(folder/'README.md', readme(tables, folder))

@@ -19,7 +19,8 @@ def find_notebook(
     for folder in Path('nbs'), here.parent/'nbs', here/'notebooks':
         if (folder/f'{name}.ipynb').is_file(): return folder/f'{name}.ipynb'
     from noisynb.core import NoisynbError
-    raise NoisynbError(f'{name}.ipynb is neither in nbs/ nor in the installed package; install noisynb again or run from a checkout')
+    raise NoisynbError(f'{name}.ipynb is neither in nbs/ nor in the installed package; install noisynb again or run '
+                       'from a checkout')
 
 # %% ../../nbs/20_reports/02_notebook.ipynb #a1bcc8a3
 def declared(
@@ -30,10 +31,13 @@ def declared(
     from noisynb.core import NoisynbError
     cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
     tagged = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', ())]
-    if not tagged: raise NoisynbError(f'{notebook} has no cell tagged `parameters`; add the tag, or values given to it are lost')
+    if not tagged:
+        raise NoisynbError(f'{notebook} has no cell tagged `parameters`; add the tag, or values given to it are lost')
     lines = [line for line in ast.parse(tagged[0]).body if isinstance(line, ast.AnnAssign)]
-    comment = lambda line: tagged[0].splitlines()[line.end_lineno - 1].encode()[line.end_col_offset:].decode().partition('#')[2].strip()
-    return {line.target.id: dict(inferred_type_name=ast.unparse(line.annotation), default=ast.unparse(line.value), help=comment(line)) for line in lines}
+    comment = lambda line: tagged[0].splitlines()[line.end_lineno
+        - 1].encode()[line.end_col_offset:].decode().partition('#')[2].strip()
+    return {line.target.id: dict(inferred_type_name=ast.unparse(line.annotation), default=ast.unparse(line.value),
+        help=comment(line)) for line in lines}
 
 # %% ../../nbs/20_reports/02_notebook.ipynb #6ea2b570
 def read_value(
@@ -47,7 +51,8 @@ def read_value(
     if text in ('None', 'null', '~', ''): return None
     try: value = {'str': str, 'int': int, 'float': float}.get(kind, yaml.safe_load)(text)
     except (ValueError, yaml.YAMLError): raise NoisynbError(f'{name} is {text!r}; it takes {kind}') from None
-    if kind == 'dict' and not isinstance(value, dict): raise NoisynbError(f"{name} is {text!r}; it takes a mapping, such as '{{k_min: 5}}'")
+    if kind == 'dict' and not isinstance(value, dict):
+        raise NoisynbError(f"{name} is {text!r}; it takes a mapping, such as '{{k_min: 5}}'")
     return value
 
 # %% ../../nbs/20_reports/02_notebook.ipynb #708d98e5
@@ -63,7 +68,8 @@ def read_parameters(
     for name, text in pairs:
         if name not in names: raise unknown('parameter', name, names)
         asked[name] = read_value(name, text, known[name]['inferred_type_name'])
-        if asked[name] is None and known[name]['default'] != 'None': raise NoisynbError(f'{name} is {text!r}; it needs a value, such as {known[name]["default"]}')
+        if asked[name] is None and known[name]['default'] != 'None':
+            raise NoisynbError(f'{name} is {text!r}; it needs a value, such as {known[name]["default"]}')
     return asked
 
 # %% ../../nbs/20_reports/02_notebook.ipynb #4e5f3068
@@ -90,12 +96,14 @@ def _tidy(path, notebook, out):
     given.update({k: portable(given[k]) for k in ('dataset', 'embedding', 'path', 'out') if given.get(k)})
     if given.get('data_dir'): given.data_dir = '$NOISYNB_DATA'
     for cell in nb.cells:
-        if 'injected-parameters' in cell.metadata.get('tags', ()): cell.source = PythonTranslator.codify(given, 'Parameters')
+        if 'injected-parameters' in cell.metadata.get('tags', ()):
+            cell.source = PythonTranslator.codify(given, 'Parameters')
         for clock in 'papermill', 'execution': cell.metadata.pop(clock, None)
         for data in (o.get('data', {}) for o in cell.get('outputs', ())):
             if 'text/html' in data and len(data.get('text/plain', '')) > 300: del data['text/plain']
     inside = out.is_relative_to(Path.cwd())
-    nb.metadata.papermill.update(input_path=f'nbs/{Path(notebook).name}', output_path=out.relative_to(Path.cwd()).as_posix() if inside else out.name)
+    nb.metadata.papermill.update(input_path=f'nbs/{Path(notebook).name}',
+        output_path=out.relative_to(Path.cwd()).as_posix() if inside else out.name)
     nbformat.write(nb, path)
 
 def _quiet():
@@ -130,9 +138,12 @@ def execute(
             _tidy(draft, notebook, out)
             names = [Path(page(draft)).name for page in pages or ()] + [out.name]*keep
             for name in names: os.replace(Path(aside)/name, out.parent/name)
-            for suffix, mark in {'.json': '"provenance"', '.html': 'content="noisynb"', '.ipynb': '"papermill"'}.items(): # of an earlier run, where this one makes none
+            for suffix, mark in {'.json': '"provenance"', '.html': 'content="noisynb"',
+                    '.ipynb': '"papermill"'}.items(): # of an earlier run, where this one makes none
                 old = out.with_suffix(suffix)
-                if old.name not in names and old.is_file() and mark in old.read_text(encoding='utf-8', errors='replace'): old.unlink()
+                if old.name not in names and old.is_file() and mark in old.read_text(encoding='utf-8',
+                        errors='replace'):
+                    old.unlink()
         return [out.parent/name for name in names]
     except (PapermillExecutionError, DeadKernelError) as e: raise _stopped(notebook, e) from None
     except OSError as e:

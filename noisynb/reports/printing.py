@@ -22,14 +22,16 @@ def write_page(
     import nbformat
     path, c = Path(path), Config()
     try: nb = nbformat.read(path, 4)
-    except Exception as e: raise NoisynbError(f'{path} is not a readable notebook ({type(e).__name__}: {e})'.split('\n')[0]) from e
+    except Exception as e:
+        raise NoisynbError(f'{path} is not a readable notebook ({type(e).__name__}: {e})'.split('\n')[0]) from e
     nb.metadata.setdefault('language_info', {'name': 'python'})
     nb.cells = [cell for cell in nb.cells if cell.source.strip() or cell.get('outputs')]
     c.TemplateExporter.extra_template_basedirs = [str(resources.files('noisynb')/'templates')]
     c.TagRemovePreprocessor.enabled = c.CoalesceStreamsPreprocessor.enabled = True
     c.TagRemovePreprocessor.remove_input_tags = {'remove-input'}
     c.TagRemovePreprocessor.remove_cell_tags = {'parameters', 'injected-parameters', 'remove-cell'}
-    c.NbConvertBase.display_data_priority = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
+    c.NbConvertBase.display_data_priority = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg',
+        'text/plain']
     page, _ = HTMLExporter(template_name='report', config=c).from_notebook_node(nb, {'metadata': {'name': path.stem}})
     return atomic_write(path.with_suffix('.html'), _mend(page))
 
@@ -39,21 +41,26 @@ def _webp(png: str) -> str:
     import base64, io
     from PIL import Image
     from noisynb.reports.plots import webp
-    return webp(Image.open(io.BytesIO(base64.b64decode(png.partition(',')[2]))), lossless=True, quality=100, method=4) # method 6 takes a hundred times as long for a hundredth less
+    return webp(Image.open(io.BytesIO(base64.b64decode(png.partition(',')[2]))), lossless=True, quality=100,
+        method=4) # method 6 takes a hundred times as long for a hundredth less
 
 def _mend(page: str) -> str:
     "Take out what a page must not have, and put in what every reader needs"
     from bs4 import BeautifulSoup
     soup = BeautifulSoup(page, 'html.parser')
-    for tag in soup(['script', 'iframe', 'object', 'embed', 'base', 'form']) + soup.body(['meta', 'link', 'input', 'button', 'video', 'audio', 'source', 'set', 'animate']): tag.decompose()
+    for tag in soup(['script', 'iframe', 'object', 'embed', 'base', 'form']) + soup.body(['meta', 'link', 'input',
+            'button', 'video', 'audio', 'source', 'set', 'animate']):
+        tag.decompose()
     for tag in soup.find_all(True):
-        safe = r'data:(image/|,)|#|https?://' if tag.name == 'a' else r'data:(image/|,)'   # a link may lead out, nothing is fetched
-        unsafe = lambda name: name.startswith('on') or name in ('href', 'src', 'srcset', 'xlink:href', 'formaction', 'action', 'poster', 'background') and not re.match(safe, str(tag[name]).strip())
+        safe = r'data:(image/|,)' + '|#|https?://'*(tag.name == 'a')   # a link may lead out, nothing is fetched
+        unsafe = lambda name: name.startswith('on') or name in ('href', 'src', 'srcset', 'xlink:href', 'formaction',
+            'action', 'poster', 'background') and not re.match(safe, str(tag[name]).strip())
         for name in filter(unsafe, list(tag.attrs)): del tag[name]
     for th in soup.select('thead th:not([scope])'): th['scope'] = 'col'
     for th in soup.select('tbody th:not([scope])'): th['scope'] = 'row'
     for mark in soup.select('.anchor-link'): mark.decompose()
-    for img in soup.select('img[src^="data:image/png;base64,"]'): img['src'] = min(img['src'], _webp(img['src']), key=len)
+    for img in soup.select('img[src^="data:image/png;base64,"]'):
+        img['src'] = min(img['src'], _webp(img['src']), key=len)
     for caption in soup.find_all('caption'):   # as wide as the page, even over a table that is wider
         inside = soup.new_tag('span')
         inside.extend(list(caption.contents))
@@ -62,7 +69,9 @@ def _mend(page: str) -> str:
     for table in soup.find_all('table'):
         above = table.find_previous(['h1', 'h2', 'h3'])
         names.append(f'Table: {above.get_text(" ", strip=True)}' if above else 'Table')
-        name = names[-1] + (f' ({names.count(names[-1])})' if names[-1] in names[:-1] else '')   # landmarks need names that differ
-        table.wrap(soup.new_tag('div', attrs={'class': 'scroll', 'tabindex': '0', 'role': 'region', 'aria-label': name}))
+        name = names[-1] + (f' ({names.count(names[-1])})' if names[-1] in names[:-1]
+            else '')   # landmarks need names that differ
+        table.wrap(soup.new_tag('div', attrs={'class': 'scroll', 'tabindex': '0', 'role': 'region',
+            'aria-label': name}))
     if soup.h1: soup.title.string = soup.h1.get_text(' ', strip=True)
     return str(soup)

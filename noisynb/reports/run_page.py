@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['adjectives', 'data_name', 'method_name', 'noise_name', 'describe', 'title', 'headline', 'measured_on',
-           'baseline_name', 'published', 'remarks', 'data_facts', 'cost_facts', 'provenance_facts', 'comparison']
+           'baseline_name', 'published_line', 'remarks', 'data_facts', 'cost_facts', 'provenance_facts', 'comparison']
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #bd524cd0
-import html
 from ..show import memory, percent, seconds
-from .blocks import Block, _cell, _facts, _left
+from .blocks import Block, code, facts, join, note, opening, table, tiles
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #14a46eed
 adjectives = {
@@ -46,41 +45,43 @@ def title(result) -> Block:
     from noisynb.methods.registry import methods
     r, rate = result, result['noise_rate_realised']
     about = methods[r['method']].about if r['method'] in methods else ''
-    tested = f' and was tested on {r["n_test"]:,} images' + ' with right labels'*(rate is not None) if r['n_test'] else ''
-    labels = f', {percent(rate, 0)} of which carry a wrong label' + ','*bool(tested) if rate else ' with labels as they are'
+    tested, labels = '', ' with labels as they are'
+    if r['n_test']: tested = f' and was tested on {r["n_test"]:,} images' + ' with right labels'*(rate is not None)
+    if rate: labels = f', {percent(rate, 0)} of which carry a wrong label' + ','*bool(tested)
     who = method_name(r['method']) + (f' ({about})' if about else '')
-    text = f'{who} learnt from {r["n_train"]:,} images{labels}{tested}.'
-    return Block(f'<h1>{html.escape(describe(r))}</h1><p class="lede">{html.escape(text)}</p>', f'{describe(r)}\n\n{text}')
+    return opening(describe(r), f'{who} learnt from {r["n_train"]:,} images{labels}{tested}.')
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #5bcc11d3
 def headline(result) -> Block:
     "The numbers that matter, as tiles"
     r, rate = result, result['noise_rate_realised']
-    base = r.get('baseline_accuracy') or {}
-    if 'control' in base: beside = ', '.join(f'{baseline_name(k)}: {percent(v)}' for k, v in base.items())
-    elif base: beside = 'k-NN on the same labels: ' + ', '.join(f'{percent(v)} ({baseline_name(k)})' for k, v in base.items()).replace('(k-NN, ', '(')
-    else: beside = 'on right labels'
-    tiles = [('Test accuracy', percent(r['test_accuracy']), beside)] if r['n_test'] else []
+    shown = [('Test accuracy', percent(r['test_accuracy']), _baselines(r))] if r['n_test'] else []
     if rate is None and r.get('n_flagged') is not None:
-        tiles += [('Labels flagged', f'{r["n_flagged"]:,}', f'{percent(r["n_flagged"]/r["n_train"])} of {r["n_train"]:,}; which are wrong is not known')]
+        of_all = f'{percent(r["n_flagged"]/r["n_train"])} of {r["n_train"]:,}; which are wrong is not known'
+        shown += [('Labels flagged', f'{r["n_flagged"]:,}', of_all)]
     if r.get('label_error_recall') is not None:
-        wrong = round(rate*r['n_train'])
-        sure = 'it flags none' if r['label_error_precision'] is None else f'{percent(r["label_error_precision"], 0)} of what it flags is wrong'
-        tiles += [('Wrong labels found', percent(r['label_error_recall'], 0), f'{round(r["label_error_recall"]*wrong):,} of {wrong:,}; {sure}')]
+        wrong, precision = round(rate*r['n_train']), r['label_error_precision']
+        sure = 'it flags none' if precision is None else f'{percent(precision, 0)} of what it flags is wrong'
+        found = f'{round(r["label_error_recall"]*wrong):,} of {wrong:,}; {sure}'
+        shown += [('Wrong labels found', percent(r['label_error_recall'], 0), found)]
     if r['label_error_auroc'] is not None:
-        tiles += [('Ranking of labels', f'{r["label_error_auroc"]:.3f}', 'AUROC: how often a wrong label ranks below a right one; 0.5 is chance')]
-    tiles += [('Time to fit', seconds(r['fit_seconds']), measured_on(r))]
-    e, plain = html.escape, 'float:none;width:auto;display:block;margin:0'   # JupyterLab floats terms and indents what follows
-    line = lambda tag, text, more='', style='': f'<{tag}{more} style="{plain}{style}">{e(text)}</{tag}>'
-    tile = lambda a, b, c: line('dt', a) + line('dd', b, ' class="value"', ';font-size:1.7em;font-weight:600') + line('dd', c, ' class="note"')
-    each = ''.join(f'<div>{tile(*t)}</div>' for t in tiles)
-    grid = 'display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.8rem'
-    return Block(f'<dl class="tiles" style="{grid}">{each}</dl>', '\n'.join(f'{a}: {b} ({c})' for a, b, c in tiles))
+        meaning = 'AUROC: how often a wrong label ranks below a right one; 0.5 is chance'
+        shown += [('Ranking of labels', f'{r["label_error_auroc"]:.3f}', meaning)]
+    return tiles(*shown, ('Time to fit', seconds(r['fit_seconds']), measured_on(r)))
+
+def _baselines(r) -> str:
+    "The accuracies of the baselines, in words"
+    base = r.get('baseline_accuracy') or {}
+    if 'control' in base: return ', '.join(f'{baseline_name(k)}: {percent(v)}' for k, v in base.items())
+    if not base: return 'on right labels'
+    each = ', '.join(f'{percent(v)} ({baseline_name(k)})' for k, v in base.items())
+    return 'k-NN on the same labels: ' + each.replace('(k-NN, ', '(')
 
 def measured_on(result) -> str:
     "The hardware a time was measured on"
     p = result['provenance']
-    return p['hardware'] + (f', {p["threads"]} thread{"s" if p["threads"] > 1 else ""}' if result['device'] == 'cpu' else '')
+    return p['hardware'] + (f', {p["threads"]} thread{"s" if p["threads"] > 1 else ""}' if result['device'] == 'cpu'
+        else '')
 
 def baseline_name(
     key: str, # such as 'knn-11'
@@ -91,18 +92,18 @@ def baseline_name(
     return f'{method_name(name)}, k\u202f=\u202f{k}' if name and k.isdigit() else method_name(key)
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #06c96c63
-def published(result) -> str:
+def published_line(result) -> str:
     "The published figure for the same setting, or that there is none"
-    if result['published_accuracy'] is None: return 'No published figure is known for exactly this setting.'
-    return f'Published for this setting: {percent(result["published_accuracy"])} ({result["published_source"]}); here {percent(result["test_accuracy"])}.'
+    theirs, ours = result['published_accuracy'], result['test_accuracy']
+    if theirs is None: return 'No published figure is known for exactly this setting.'
+    return f'Published for this setting: {percent(theirs)} ({result["published_source"]}); here {percent(ours)}.'
 
 def remarks(
     result,
     notes=(), # warnings of the run
 ) -> Block:
-    "The published figure, and what the run warned of"
-    told = [published(result), *notes]
-    return Block(''.join(f'<p class="note">{html.escape(str(t))}</p>' for t in told), '\n'.join(map(str, told)))
+    "The published figure, and the warnings of the run"
+    return join((note(line) for line in (published_line(result), *notes)), '\n')
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #68e82af4
 def data_facts(
@@ -117,35 +118,51 @@ def data_facts(
     rows += [('Classes', f'{r["n_classes"]:,}')]
     if r.get('imbalance'): rows += [('Smallest class over largest', f'{r["imbalance"]:g}')]
     rows += [('The method sees', {'raw': 'raw pixels', None: 'images'}.get(r['embedding'], r['embedding']))]
-    if rate is None: rows += [('Wrong labels', 'none were added; those that were there are not known')]
-    else: rows += [('Labels drawn anew from all classes' if r['noise_type'] == 'symmetric-included' else 'Wrong labels asked for', 'people gave these labels' if r['noise_rate'] is None else percent(r['noise_rate'])),
-                   ('Wrong labels measured', f'{percent(rate)}, which is {round(rate*r["n_train"]):,} labels')]
-    if noisy is not None and rate:
-        there = noisy.counts.nonzero()[0]; by = sorted(there, key=lambda c: noisy.rates[c]); name = lambda c: classes[c] if classes else c
-        low, high = (f'{percent(noisy.rates[c], 0)}' for c in (by[0], by[-1]))
-        rows += [('Wrong labels by class', f'{low} in every class' if low == high else f'from {low} ({name(by[0])}) to {high} ({name(by[-1])})')]
-    return _facts(*rows)
+    rows += _noise_facts(r, rate)
+    if noisy is not None and rate: rows += [('Wrong labels by class', _noise_by_class(noisy, classes))]
+    return facts(*rows)
+
+def _noise_facts(r, rate) -> list:
+    "Label noise, as rows of a table"
+    if rate is None: return [('Wrong labels', 'none were added; those that were there are not known')]
+    drawn_anew = r['noise_type'] == 'symmetric-included'
+    asked = 'Labels drawn anew from all classes' if drawn_anew else 'Wrong labels asked for'
+    return [(asked, 'people gave these labels' if r['noise_rate'] is None else percent(r['noise_rate'])),
+            ('Wrong labels measured', f'{percent(rate)}, which is {round(rate*r["n_train"]):,} labels')]
+
+def _noise_by_class(noisy, classes) -> str:
+    "The lowest and the highest noise rate of a class"
+    order = sorted(noisy.counts.nonzero()[0], key=lambda c: noisy.rates[c])
+    low, high = (percent(noisy.rates[c], 0) for c in (order[0], order[-1]))
+    if low == high: return f'{low} in every class'
+    first, last = (classes[c] if classes else c for c in (order[0], order[-1]))
+    return f'from {low} ({first}) to {high} ({last})'
 
 def cost_facts(result) -> Block:
     "Wall times and memory"
     r, graph = result, result.get('graph_seconds')
     rows = [('Fit', seconds(r['fit_seconds']), '' if graph is None else 'neighbour search included')]
     if graph is not None:
-        source = 'kept from an earlier run; the time it took then' if r.get('graph_cached') else 'needs no labels, so other seeds and methods reuse it'
+        kept = 'kept from an earlier run; the time it took then'
+        source = kept if r.get('graph_cached') else 'needs no labels, so other seeds and methods reuse it'
         rows += [('of which neighbour search', seconds(graph), source)]
     if r['predict_seconds'] is not None and r['n_test']:
-        rows += [('Predict the test images', seconds(r['predict_seconds']), f'{seconds(r["predict_seconds"]/r["n_test"])} an image')]
-    return _facts(*rows, ('Peak memory', memory(r['peak_memory_mib']), 'of the whole process, libraries and data included'))
+        each = f'{seconds(r["predict_seconds"]/r["n_test"])} an image'
+        rows += [('Predict the test images', seconds(r['predict_seconds']), each)]
+    return facts(*rows, ('Peak memory', memory(r['peak_memory_mib']),
+        'of the whole process, libraries and data included'))
 
 def provenance_facts(result) -> Block:
     "What made these numbers, and the command that makes them again"
-    p, code = result['provenance'], Block.code
-    state, dirty = p['commit'] or 'not a git checkout', ', with uncommitted changes' if p['dirty'] else ''
-    commit = Block(code(state[:12]).markup + dirty, state[:12] + dirty) if p['commit'] else state
+    p = result['provenance']
+    commit = 'not a git checkout'
+    if p['commit']: commit = join([code(p['commit'][:12]), ', with uncommitted changes' if p['dirty'] else ''])
     libraries = ', '.join(f'{k}\u00a0{v}' for k, v in p['versions'].items())
     device = measured_on(result) + ('' if result['device'] == 'cpu' else f' ({result["device"]})')
-    return _facts(('Command', code(p['command'] or '–')), ('noisynb', p['noisynb']), ('Commit', commit), ('Python', p['python']), ('Libraries', libraries),
-                  ('Device', device), ('Data fingerprint', code(p['data'] or '–')), ('Made', p['created'].replace('T', ' ').replace('+00:00', ' UTC')))
+    made = p['created'].replace('T', ' ').replace('+00:00', ' UTC')
+    return facts(('Command', code(p['command'] or '–')), ('noisynb', p['noisynb']), ('Commit', commit),
+                 ('Python', p['python']), ('Libraries', libraries), ('Device', device),
+                 ('Data fingerprint', code(p['data'] or '–')), ('Made', made))
 
 # %% ../../nbs/20_reports/04_run_page.ipynb #0cd0ef24
 def comparison(
@@ -154,12 +171,8 @@ def comparison(
     "One row per method, the first one set in bold"
     three = lambda x: '–' if x is None else f'{x:.3f}'
     columns = [('test_accuracy', 'Test accuracy', percent), ('label_error_auroc', 'AUROC', three),
-               ('label_error_average_precision', 'Average precision', three), ('label_error_f1', 'F1 of the flags', three)]
+               ('label_error_average_precision', 'Average precision', three),
+               ('label_error_f1', 'F1 of the flags', three)]
     columns = [c for c in columns if any(m.get(c[0]) is not None for m in measured.values())]
-    head = ('Method', *(name for _, name, _ in columns))
     rows = [(name, *(show(m.get(key)) for key, _, show in columns)) for name, m in measured.items()]
-    line = lambda row: _cell(row[0], 'th', f' scope="row"{_left}') + ''.join(_cell(v, more='') for v in row[1:])
-    top = ''.join(_cell(h, 'th', ' scope="col"' + _left*(not i)) for i, h in enumerate(head))
-    body = ''.join(f'<tr{"" if i else " class=ours"}>{line(row)}</tr>' for i, row in enumerate(rows))
-    return Block(f'<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>',
-                 '\n'.join('  '.join(row) for row in (head, *rows)))
+    return table(rows, ('Method', *(name for _, name, _ in columns)), first='ours')

@@ -413,9 +413,14 @@ def _numbers(found, c, name, how, why, limit, times):
     mark = fingerprint(images, s.given, '\n'.join(s.classes))
     numbers = dict(schema=1, kind='audit', data=s.name, n_listed=len(s) + len(s.bad), n_labels=len(s),
         n_classes=len(s.classes), n_unused=len(s.bad), method=c.method, options=dict(c.options or {}),
-        parameters=c.settled(), embedding=portable(name), embedding_how=how, embedding_why=why, threshold=found.threshold,
-        n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()), twin_distance=limit,
+        parameters=c.settled(), embedding=portable(name), embedding_how=how, embedding_why=why,
+<<<<<<< /tmp/tmp8l1di66i/o
+        threshold=found.threshold, n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()), twin_distance=limit,
         n_conflicts=len(found.conflicts()), noise_type=c.noise_type,
+=======
+        threshold=found.threshold, n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()),
+        twin_distance=limit, n_conflicts=len(found.conflicts()), noise_type=c.noise_type,
+>>>>>>> /tmp/tmp8l1di66i/t
         noise_rate=c.noise_rate if c.noise_type in noise_with_rate else None, seed=c.seed,
         noise_rate_realised=None if wrong is None else float(wrong.mean()))
     known = {}

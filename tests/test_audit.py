@@ -294,8 +294,8 @@ def test_neighbours_for_and_against_are_the_nearest_of_each_side():
     x = images.reshape(50, -1).astype(float)
     d = ((x - x[6])**2).sum(1); d[6] = np.inf
     order = d.argsort()
-    against, favour = view.against_and_for(found, 6)
-    assert list(against) == [i for i in order if labels[i] != labels[6]][:3] and list(favour) == [i for i in order if labels[i] == labels[6]][:3]
+    against, favor = view.against_and_for(found, 6)
+    assert list(against) == [i for i in order if labels[i] != labels[6]][:3] and list(favor) == [i for i in order if labels[i] == labels[6]][:3]
 
 def test_ready_made_features_are_matched_by_position(tmp_path):
     "Also where a file between them can't be read"

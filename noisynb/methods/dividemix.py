@@ -12,14 +12,14 @@ import itertools, math
 from dataclasses import dataclass
 from fractions import Fraction
 import numpy as np
-import torch
 from torch.nn import functional as F
-from ..augment import beta, mix, mixup
-from ..core import NoisynbError, option
+import torch
+from ..core import NoisynbError, documented, option
 from ..losses import log_proba, negative_entropy
-from .images import ImageMethod, check_warmup, in_epochs, warming
+from ..augment import beta, mix, mixup
 from ..selection import min_max, ramp, recent_mean, split, two_component
 from ..training import autocast, batches, evaluate, paced, step
+from .images import ImageMethod, check_warmup, in_epochs, warming
 
 # %% ../../nbs/14_methods/20_dividemix.ipynb #96d9f0e7
 def sharpen(
@@ -345,34 +345,73 @@ def divided_epoch(
     return row if o.subset else row | signs_of_failure(codes, predicted[::-1], known)
 
 # %% ../../nbs/14_methods/20_dividemix.ipynb #0199faad
+@documented
 @dataclass(eq=False, repr=False)
 class DivideMix(ImageMethod):
-    "Two networks that sort each other's labels and learn semi-supervised (Li, Socher and Hoi 2020)"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' below 5,000 images, 'medium' below 20,000, else 'fast'
-    setting: str|None = None # a row of `settings`
-    network: str = None # None for the recipe's, and so for all that follow
+    """Two networks that sort each other's labels and learn semi-supervised
+
+    After a warm-up, each network sorts all labels by their loss, with a mixture of two normal
+    distributions. The other network learns from those that are taken for right as labelled, and
+    from the rest as unlabelled examples, by MixMatch with guessed targets.
+
+    Attributes
+    ----------
+    settled_ : dict
+        What was seen of the noise when labels were first sorted: `noise` (share of labels that the
+        networks would not give) and `spread` (how evenly these fall on other classes), and the
+        `lambda_u` and `p_threshold` that hold.
+
+    Notes
+    -----
+    `recipe='auto'` takes 'small' below 5,000 images, 'medium' below 20,000, else 'fast'; these are
+    of this library. 'published' is the code of the authors for CIFAR, 'clothing1m' and
+    'webvision50' are for these data sets. Lengths of time are in epochs, or below 1 in shares of
+    the run.
+
+    `label_quality_` is the mean over both networks of the chance that the label is right, and
+    `quality_threshold_` the `p_threshold`.
+
+    References
+    ----------
+    Li, Socher and Hoi: DivideMix: Learning with Noisy Labels as Semi-supervised Learning. ICLR 2020,
+    arXiv:2002.07394: co-divide, co-refinement and co-guessing, algorithm 1.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = DivideMix(epochs=3, warmup=1, verbose=False).fit(part.images, part.labels)
+    >>> [row['kind'] for row in model.history_], model.options_.recipe
+    (['warm-up', 'divide', 'divide'], 'small')
+    """
+    recipe: str = option('auto', "A name in `recipes`; 'auto' for one by the number of images.")
+    setting: str|None = option(None, 'A row of `settings`: published values for a data set and its noise.')
+    network: str = None
     epochs: int = None
-    batch_size: int = None # labelled images of a step, as many unlabelled ones, and twice that in a plain epoch
+    batch_size: int = option(None, 'Labelled images of a step, as many unlabelled ones, and twice that in a plain epoch.')
     learning_rate: float = None
     schedule: str = None
-    schedule_options: dict|None = None # more arguments of `training.Schedule`
-    nesterov: bool = None
+    schedule_options: dict|None = option(None, 'More arguments of `training.Schedule`.')
+    nesterov: bool = option(None, 'Nesterov momentum.')
     weight_decay: float = None
-    warmup: float = option(None) # epochs, or a share of the run
-    warmup_loss: str = option(None, choices=('ce', 'penalty', 'mixup')) # 'ce', 'penalty' or 'mixup'
-    recalibrate: float = option(None) # epochs, or share of the run, from one recalibration to the next; 0: none
-    lambda_u: float|str = option(None, free=('auto',)) # weight of unlabelled rows; 'auto' for `advise_options`
-    p_threshold: float|str = option(None, high=1, free=('auto',)) # above it a label is taken for right
-    ramp: float = option(None) # epochs in which lambda_u is reached, or a share of the run
-    temperature: float = option(None, above=True) # of sharpening
-    alpha: float = option(None, above=True) # of mixup
-    guess_mode: str = option(None, choices=('train', 'eval', 'table')) # mode of the guessing network, or once an epoch
-    skip_unweighted: bool = None # leave out unlabelled rows that have no weight
-    drop_last: bool = None # leave out a last, smaller batch of labelled images
-    loss_epochs: int = option(None, low=1, whole=True) # whose losses are averaged; 5 in the code at 90 % noise
-    loss_clip: float = option(None, high=1) # quantile of the losses that counts as the largest
-    by_class: bool = None # sort the labels of each class by themselves
-    subset: int = option(None, whole=True) # images of an epoch, drawn evenly from the classes; 0 for all
+    warmup: float = option(None, 'Length of the warm-up, in epochs or as a share of the run.', low=0)
+    warmup_loss: str = option(None, "Loss of the warm-up; 'penalty' is cross entropy with a penalty on sure predictions.",
+        choices=('ce', 'penalty', 'mixup'))
+    recalibrate: float = option(None, 'From one recalibration to the next, in epochs or as a share of the run; 0 for none.', low=0)
+    lambda_u: float|str = option(None, "Weight of unlabelled examples; 'auto' for `advise_options`.", free=('auto',))
+    p_threshold: float|str = option(None, "Chance above which a label is taken for right; 'auto' for `advise_options`.",
+        high=1, free=('auto',))
+    ramp: float = option(None, 'Time until lambda_u is reached, in epochs or as a share of the run.', low=0)
+    temperature: float = option(None, 'Temperature of sharpening; below 1 sharpens.', above=True)
+    alpha: float = option(None, 'Parameter of the beta distribution of mixup.', above=True)
+    guess_mode: str = option(None, "Mode of the networks while they guess, or 'table' for guesses made once an epoch.",
+        choices=('train', 'eval', 'table'))
+    skip_unweighted: bool = option(None, 'Leave out unlabelled examples that have no weight.')
+    drop_last: bool = option(None, 'Leave out a last, smaller batch of labelled images.')
+    loss_epochs: int = option(None, 'Epochs whose losses are averaged; 5 in the published code at 90 % noise.', low=1, whole=True)
+    loss_clip: float = option(None, 'Quantile of the losses that counts as the largest.', high=1)
+    by_class: bool = option(None, 'Sort the labels of each class by themselves.')
+    subset: int = option(None, 'Images of an epoch, drawn evenly from the classes; 0 for all.', whole=True)
 
     recipes, settings = recipes, settings
     renamed = dict(guess='guess_mode', lean='skip_unweighted', last='loss_epochs', clip='loss_clip',

@@ -149,7 +149,7 @@ class ImageMethod(NoisyLabelClassifier, ABC):
     Notes
     -----
     With a `checkpoint`, a fit that was stopped goes on where it was, and ends in the same numbers.
-    On a CPU the same parameters give the same bits, whatever else the machine does.
+    On the same CPU and versions of the libraries, the same parameters give the same bits.
 
     Examples
     --------
@@ -170,10 +170,10 @@ class ImageMethod(NoisyLabelClassifier, ABC):
     momentum: float = option(.9, 'Momentum of stochastic gradient descent.', high=.9999)
     weight_decay: float = option(5e-4, 'Weight decay of stochastic gradient descent.', low=0)
     flip: bool | str = flip_option()
-    resize: int | None = option(None, 'Side in pixels to which images in files are decoded; None or 0 for none.',
+    resize: int | None = option(None, 'Side in pixels to which images in files are decoded; 0 for none, and so is None without a recipe.',
         fits=_side, give=_pixels)
     crop: int | None = option(None, 'Side in pixels of what is seen: random windows in training, later the middle; '
-        'None or 0 for whole images.', fits=_side, give=_pixels)
+        '0 for whole images, and so is None without a recipe.', fits=_side, give=_pixels)
     checkpoint: str | None = option(None, 'File to go on from, and to keep up to date.',
         fits=lambda v: v is None or isinstance(v, str),
         give='the path of a file as text, so that the model can be saved with its options')

@@ -12,19 +12,19 @@ import tempfile, time, warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
-import torch
 from torch.nn import functional as F
-from ...core import NoisynbError, option, torch_generator
+import torch
+from ...core import NoisynbError, documented, option, torch_generator
 from ...disk import cache_folder
+from ...neighbors import NeighborGraph
+from ...networks import Trunk
+from ...losses import make_loss
+from ...training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, sgd, write_checkpoint
+from ..images import ImageMethod, in_epochs, option_loss
 from .early import believe
 from .echomod import echo_cache
 from .controlnet import echomods, make_echomod
 from .echoselect import EchoSelect, cut, cut_by_class, keep_share, network_features
-from ...losses import make_loss
-from ..images import ImageMethod, in_epochs, option_loss
-from ...neighbors import NeighborGraph
-from ...networks import Trunk
-from ...training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, sgd, write_checkpoint
 
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #7b67afac
 def group_weights(
@@ -276,39 +276,80 @@ def as_quality(
     return np.where(score > tau, .5 + (score - tau)/(high - tau)/2, (score - low)/(tau - low)/2)
 
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #af14cbd0
+@documented
 @dataclass(eq=False, repr=False)
 class EchoAlign(ImageMethod):
-    "Echoes that fit the labels, the originals that are like them, and a network that learns from both"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 10,000 images, else 'fast'
-    mode: str = option(None, choices=modes) # one of `modes`; None for the recipe's, and so for all that follow
+    """Echoes that fit the labels, the originals that are like them, and a network that learns from both
+
+    A generator edits each image until it shows what its label says. An original that is like its
+    echo hardly had to change, so its label is kept; of the others, the network learns the echo.
+
+    Attributes
+    ----------
+    score_ : ndarray of shape (n_samples,)
+        How alike original and echo are, or what `select` or the mode takes in its place.
+    threshold_ : float, or ndarray of shape (n_classes,)
+        Originals of a score above it are kept; one for each class with `per_class`.
+    kept_ : ndarray of shape (n_samples,)
+        Whether each original is kept.
+    believed_ : ndarray of shape (n_samples,)
+        Whether the early networks believe each given label; the generator learns from these.
+    losses_ : ndarray of shape (n_samples,), or None
+        Loss of each given label in the first early network; None where none was trained.
+    agreement_ : ndarray of shape (n_samples,), or None
+        Share of the neighbours in the features of that network that have the same label.
+
+    Notes
+    -----
+    `recipe='auto'` takes 'small' below 10,000 images, else 'fast'; both are of this library. The
+    others carry the values of the paper, with a generator from elsewhere (extra echo). Modes:
+    'official' learns all echoes and the kept originals in groups of equal weight, 'replace' the
+    kept originals and the echoes of the others, 'select_only' the kept originals, and 'control' no
+    echoes at all: `control` makes such a model as a baseline.
+
+    References
+    ----------
+    Zheng et al.: EchoAlign: Bridging Generative and Discriminative Learning under Noisy Labels.
+    2024, arXiv:2405.12969.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = EchoAlign(echomod='identity', epochs=2, verbose=False).fit(part.images, part.labels)
+    >>> model.kept_.shape, model.options_.mode
+    ((60,), 'replace')
+    """
+    recipe: str = option('auto', "A name in `recipes`; 'auto' for one by the number of images.")
+    mode: str = option(None, 'What the network learns from.', choices=modes)
     network: str = None
     network_options: dict|None = None
-    epochs: int = None # of the network; early networks and generator come before
+    epochs: int = option(None, 'Epochs of the network; early networks and generator come before.')
     batch_size: int = None
     learning_rate: float = None
     weight_decay: float = None
     schedule: str = None
-    milestones: tuple = None # of the schedule 'step'
-    finetune: float = option(None, high=.9) # share of the run, at its end, on originals alone; 0 for none
-    echomod: str = option(None, choices=echomods) # one of `controlnet.echomods`
-    echo_epochs: int = option(None, low=1, whole=True) # of a generator that is trained here; never more than `epochs`
-    echomod_options: dict|None = None # for make_echomod
-    echoes: str|None = None # folder that keeps the echoes; None: beside the checkpoint, or in memory
-    class_names: list|None = None # in the order of the sorted labels, for a generator that reads; None for the labels
-    select: str = option('echo', choices=('echo', 'loss')) # or 'loss': small mean loss of the first early network
-    noise_rate: float|None = option(None, high=1, free=(None,)) # only for select='loss'
-    features: str = None # 'early' for the last early network, or a backbone
-    threshold: float|str = None # one of noisynb.echoselect.thresholds
-    per_class: bool = False # a threshold for each class
-    early_epochs: float = option(None, above=True) # of the first network, or a share of `epochs`; others twice that
-    rounds: int = option(2, high=9, whole=True) # in which it is decided whom to believe; 0: all labels are
-    believed_share: float = option(.5, high=1) # of each class that may be believed
-    neighbors: int = option(30, low=2, whole=True) # that vote; half as many where only believed labels do
-    loss: str = 'ce' # any of noisynb.losses
-    loss_options: dict|None = None
-    preset: str = 'cifar10' # table of published hyper-parameters of the loss
-    scale_weights: bool = True # bring the group weights of mode 'official' to a mean of one
-
+    milestones: tuple = option(None, "Shares of the run at which the schedule 'step' goes down.")
+    finetune: float = option(None, 'Share of the run, at its end, on originals alone; 0 for none.', high=.9)
+    echomod: str = option(None, 'The generator of echoes.', choices=echomods)
+    echo_epochs: int = option(None, 'Epochs of a generator that is trained here; never more than `epochs`.', low=1, whole=True)
+    echomod_options: dict|None = option(None, 'Options of the generator, for `make_echomod`.')
+    echoes: str|None = option(None, 'Folder that keeps the echoes; None for one beside the checkpoint, or memory.')
+    class_names: list|None = option(None, 'Names in the order of the sorted labels, for a generator that reads; None for the labels.')
+    select: str = option('echo', "What chooses originals: likeness to the 'echo', or small mean 'loss' in the first early network.",
+        choices=('echo', 'loss'))
+    noise_rate: float|None = option(None, "Share of wrong labels; only for select='loss'.", high=1, free=(None,))
+    features: str = option(None, "Features by which images are compared: 'early' for the last early network, or a backbone.")
+    threshold: float|str = option(None, 'One of `echoselect.thresholds`, or a number.')
+    per_class: bool = option(False, 'A threshold for each class.')
+    early_epochs: float = option(None, 'Epochs of the first early network, or a share of `epochs`; others take twice that.', above=True)
+    rounds: int = option(2, 'Rounds in which it is decided which labels to believe; 0 believes all.', high=9, whole=True)
+    believed_share: float = option(.5, 'Share of each class that may be believed.', high=1)
+    neighbors: int = option(30, 'Neighbours that vote; half as many where only believed labels do.', low=2, whole=True)
+    loss: str = option('ce', 'A name in noisynb.losses.')
+    loss_options: dict|None = option(None, "Hyper-parameters of the loss, where the preset's are not wanted.")
+    preset: str = option('cifar10', "Table of published hyper-parameters of the loss: 'cifar10', 'cifar100', 'mnist' or 'webvision'.")
+    scale_weights: bool = option(True, "Bring the group weights of mode 'official' to a mean of one.")
 
     renamed = dict(early='early_epochs', share='believed_share', at='milestones')
     recipes, sizes = recipes, (('small', 10_000), ('fast', np.inf))

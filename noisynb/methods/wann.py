@@ -374,7 +374,7 @@ class _Edit(_Vote):
         ----------
         y : array-like of shape (n_rows,), or one label
             The new labels; one label goes to all the rows.
-        rows : array-like of shape (n_rows,) or None
+        rows : array-like of shape (n_rows,), default None
             Positions of the examples, or a mask of all examples; None for all.
 
         Returns
@@ -532,8 +532,8 @@ class WANN(_Explain, _Edit):
     >>> from noisynb.embeddings import extract
     >>> part = load('digits').train.take(range(300))
     >>> model = WANN(k_max=31).fit(extract(part.images, 'raw'), part.labels)
-    >>> model.label_quality_.shape, model.k_star_.max() <= 31
-    ((300,), True)
+    >>> model.label_quality_.shape, model.transition_.shape
+    ((300,), (10, 10))
     """
     weighted, qualities = True, ['embedding', 'graph', 'reliability']
 

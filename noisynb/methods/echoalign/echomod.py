@@ -122,6 +122,8 @@ class Diffusion(EchoMod):
     ----------
     network_ : UNet
         The trained network, the mean of its weights over the last steps.
+    believed_ : ndarray of shape (n_samples,)
+        Whether each given label is believed, and so conditions the model.
     early_ : EarlyNetwork or None
         The classifier that decided which labels to believe; None where none was needed.
     history_ : list of dict

@@ -97,7 +97,7 @@ def doc_entries(
     text:str, # of a section such as Parameters
 )->dict: # name -> (type, what is said of it)
     "The entries of a section"
-    found = re.findall(r'(?m)^(\S+)(?: : (.*))?\n((?:(?: +.*)?\n)*)', text.rstrip() + '\n')
+    found = re.findall(r'(?m)^(\S.*?)(?: : (.*))?\n((?:(?: +.*)?\n)*)', text.rstrip() + '\n')
     return {name: (kind, ' '.join(said.split())) for name, kind, said in found}
 
 

@@ -7,14 +7,14 @@ __all__ = ['parts', 'readable', 'formula', 'lead', 'Page', 'chapters', 'Entry', 
            'readme', 'write_readme']
 
 # %% ../../nbs/20_reports/09_book.ipynb #58b64900
-import ast, html, io, os, posixpath, re, shutil, tempfile, tokenize
+import ast, html, importlib, io, os, posixpath, re, shutil, tempfile, tokenize
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote
-from ..core import NoisynbError, require
+from ..core import NoisynbError, doc_entries, doc_sections, require
 
 # %% ../../nbs/20_reports/09_book.ipynb #486a17e1
 def readable(
@@ -157,6 +157,22 @@ class Entry:
     members: list = field(default_factory=list) # Entry of public methods
     cell: str = '' # where the chapter defines it
 
+def _told(entry) -> Entry:
+    "The entry with what the sections of its docstring say: parameters and returns in its table, the others as Markdown"
+    parts = doc_sections(entry.doc)
+    told, returned = (doc_entries(parts.pop(k, '')) for k in ('Parameters', 'Returns'))
+    cut = {name: [p.strip(', ') for p in re.split(r'(?:^|, )default ', kind)] + [''] for name, (kind, _) in told.items()}
+    if told: entry.rows = [(name, *cut[name][:2], said) for name, (_, said) in told.items()]
+    if returned: entry.returns = ', '.join(kind or name for name, (kind, _) in returned.items()), ' '.join(said for _, said in returned.values())
+    entry.doc = '\n\n'.join(parts[name] if not name else f'**{name}**\n\n{_section(name, parts[name])}' for name in parts)
+    return entry
+
+def _section(name, text) -> str:
+    "A section as Markdown: entries as a list, examples as code"
+    if name == 'Examples': return f'```pycon\n{text}\n```'
+    if name not in ('Attributes', 'Raises'): return text
+    return '\n'.join(f'- `{what}`' + f' ({kind})'*bool(kind) + f': {said}' for what, (kind, said) in doc_entries(text).items())
+
 def _line_comments(source) -> dict:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip('# ').rstrip() for t in tokens if t.type == tokenize.COMMENT}
@@ -177,17 +193,19 @@ def _function(node, name, said, lines) -> Entry:
     arrow = f' -> {show(node.returns)}' if node.returns else ''
     alone = any(getattr(d, 'id', getattr(d, 'attr', '')) in ('property', 'cached_property') for d in node.decorator_list)
     returned = said.get(last, '') if last < node.body[0].lineno or node.lineno == last else ''
-    return Entry(name, name + ('' if alone else f'({args})') + arrow, ast.get_docstring(node) or '', rows, (show(node.returns), returned))
+    return _told(Entry(name, name + ('' if alone else f'({args})') + arrow, ast.get_docstring(node) or '', rows, (show(node.returns), returned)))
 
-def _class(node, said, lines) -> Entry:
-    "The entry of a class: its constructor or fields, and its public methods"
+def _class(node, said, lines, doc) -> Entry:
+    "The entry of a class: its docstring, constructor or fields, and public methods"
     there = {n.name: n for n in reversed(node.body) if isinstance(n, ast.FunctionDef)}
     bases = ', '.join(map(ast.unparse, node.bases))
     rows = [(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else '', said.get(n.end_lineno, '')) for n in node.body if isinstance(n, ast.AnnAssign)]
     head = f'({", ".join(n + (f"={d}" if d else "") for n, _, d, _ in rows)})' if rows else f'({bases})' if bases else ''
     made = _function(there['__init__'], node.name, said, lines) if '__init__' in there else Entry(node.name, node.name + head, rows=rows)
-    made.doc = (ast.get_docstring(node) or '') + (f'\n\nBases: `{bases}`' if bases else '')
-    made.returns = ('', '')
+    made.doc = doc or ast.get_docstring(node) or ''
+    made = _told(made)
+    if rows and '__init__' not in there: made.signature = node.name + f'({", ".join(n + (f"={d}" if d else "") for n, _, d, _ in made.rows)})'
+    made.doc, made.returns = made.doc + (f'\n\nBases: `{bases}`' if bases else ''), ('', '')
     made.members = [_function(n, f'{node.name}.{m}', said, lines) for m, n in reversed(there.items()) if not m.startswith('_')]
     return made
 
@@ -201,14 +219,23 @@ def entries(
     cells = [(i, *m.groups()) for i, line in enumerate(lines, 1) if (m := re.match(r'# %% \S*?nbs/(\S+)\.ipynb #(\S+)', line))]
     names, found = [], {}
     for node in tree.body:
-        targets = [n.id for t in getattr(node, 'targets', [getattr(node, 'target', None)]) for n in ast.walk(t) if isinstance(n, ast.Name)] if isinstance(node, (ast.Assign, ast.AnnAssign)) else []
+        targets = [n.id for t in getattr(node, 'targets', [getattr(node, 'target', None)]) for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)] if isinstance(node, (ast.Assign, ast.AnnAssign)) else []
         if '__all__' in targets: names = ast.literal_eval(node.value); continue
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): targets, entry = [node.name], _function(node, node.name, said, lines)
-        elif isinstance(node, ast.ClassDef): targets, entry = [node.name], _class(node, said, lines)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            targets, entry = [node.name], _function(node, node.name, said, lines)
+            if doc := _completed(path, node, source): entry = _told(replace(entry, doc=doc))
+        elif isinstance(node, ast.ClassDef): targets, entry = [node.name], _class(node, said, lines, _completed(path, node, source))
         elif targets: entry = Entry(targets[0], _short(ast.get_source_segment(source, node)), said.get(node.lineno, '') if node.end_lineno == node.lineno else '')
         entry_cell = next((cell for i, _, cell in reversed(cells) if i < node.lineno), '')
         for name in targets: found[name] = replace(entry, name=name, cell=entry_cell)
     return _dotted(cells[0][1]) if cells else '', ast.get_docstring(tree) or '', [found.get(name) or Entry(name, name) for name in names]
+
+def _completed(path, node, source) -> str:
+    "The docstring of what `core.documented` completes when it is imported; '' for others"
+    if not re.search(rf'documented\({node.name}\b', source) and 'documented' not in map(ast.unparse, node.decorator_list): return ''
+    parts = Path(path).resolve().with_suffix('').parts
+    name = '.'.join(parts[len(parts) - parts[::-1].index('noisynb') - 1:]).removesuffix('.__init__')
+    return getattr(importlib.import_module(name), node.name).__doc__ or ''
 
 def _short(text, most=8) -> str:
     lines = [line if len(line) < 140 else line[:139] + '…' for line in text.split('\n')]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 import numpy as np
-from .core import NoisynbError, peak_memory_mib, pick_device, unknown
+from .core import NoisynbError, documented, option, peak_memory_mib, pick_device, unknown
 from .disk import atomic_path, atomic_write, cache_folder, fingerprint, portable
 from .datasets.base import Dataset
 from .datasets.files import Files, scan
@@ -184,11 +184,32 @@ class Audit:
         differ = [g for g in groups if len(set(self.subject.given[g])) > 1]
         return sorted(differ, key=lambda g: (len(set(self.subject.keys[g])) > 1, self.quality[g].min()))
 
-    def write(self,
-        folder, # where the tables go; made if missing
-        corrected:bool=False, # write labels_corrected.csv, too
-    )->list: # of paths
-        "Write suspects.csv: every image, the least trusted label first"
+    def write(self, folder, corrected:bool=False)->list:
+        """Write suspects.csv: every image, the least trusted label first
+
+        Parameters
+        ----------
+        folder : str or Path
+            Where the tables go; made if missing.
+        corrected : bool, default False
+            Write labels_corrected.csv, too: flagged labels are replaced by what is suggested.
+
+        Returns
+        -------
+        list of Path
+            The tables.
+
+        Raises
+        ------
+        NoisynbError
+            For a folder inside the images that are audited, or one that cannot be written to.
+
+        Examples
+        --------
+        >>> found = audit('digits', 'raw', method='knn')
+        >>> [path.name for path in found.write('tables', corrected=True)]
+        ['suspects.csv', 'labels_corrected.csv']
+        """
         keep_out(folder, self.subject)
         tables = {'suspects.csv': self._rows()} | ({'labels_corrected.csv': self._labels()} if corrected else {})
         return [_write_csv(Path(folder)/name, rows) for name, rows in tables.items()]
@@ -248,23 +269,37 @@ def keep_out(
                 raise NoisynbError(f'{own} is only read, and a table of that name goes to {place}; {remedy}')
 
 # %% ../nbs/19_audit.ipynb #e51e32a5
+@documented
 @dataclass(frozen=True)
 class AuditConfig:
-    "What is asked of an audit"
-    path: object = 'digits' # a folder, a .csv or .parquet, an .npz, a name in `datasets`, or a Dataset
-    embedding: object = 'auto' # see `noisynb list backbones`; 'auto': the best that is on this machine
-    method: str = 'wann' # see `noisynb list methods`
-    noise_type: str = 'none' # see `subject`
-    noise_rate: float = .05 # the same
-    seed: int = 0 # of everything random
-    path_column: str | None = None # of a table
-    label_column: str | None = None # of a table
-    device: str = 'auto' # 'auto', 'cpu' or 'cuda'
-    options: dict | None = None # for the method's constructor
-    data_dir: str | None = None # the data folder
-    out: str | None = None # the folder of page and tables
-    n_shown: int = 24 # labels on the page
-    corrected: bool = False # whether labels_corrected.csv is written, too
+    """What is asked of an audit: checked, placed and told in one way
+
+    Attributes
+    ----------
+    own : bool
+        Whether it is a folder, a table or a Dataset of the reader's own.
+    run : Config
+        The run that has the same names.
+
+    Examples
+    --------
+    >>> AuditConfig('digits', method='knn', embedding='raw').command()
+    'noisynb audit digits --embedding raw --method knn'
+    """
+    path: object = option('digits', 'A folder, a .csv or .parquet, an .npz, a name in `datasets`, or a Dataset.')
+    embedding: object = option('auto', "What the method sees of an image, see `noisynb list backbones`; 'auto' for the best that is on this machine.")
+    method: str = option('wann', 'A name in the registry, see `noisynb list methods`.')
+    noise_type: str = option('none', "Kind of label noise to add to a public set or an .npz, or its human labels; 'none' for the labels as they are.")
+    noise_rate: float = option(.05, 'Share of labels to make wrong, for noise that takes a rate.')
+    seed: int = option(0, 'Seed of everything random.')
+    path_column: str | None = option(None, 'Column of a table that holds the paths; None for one of the usual names.')
+    label_column: str | None = option(None, 'Column of a table that holds the labels; None for one of the usual names.')
+    device: str = option('auto', "Where it runs: 'auto', 'cpu' or 'cuda'.")
+    options: dict | None = option(None, "For the method's constructor, by name.")
+    data_dir: str | None = option(None, 'The data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data.')
+    out: str | None = option(None, 'Folder of page and tables.')
+    n_shown: int = option(24, 'Labels on the page.')
+    corrected: bool = option(False, 'Whether labels_corrected.csv is written, too.')
 
     @property
     def own(self)->bool:
@@ -366,7 +401,28 @@ def precision_among(
 
 # %% ../nbs/19_audit.ipynb #a65549aa
 def audit(*parameters, **named)->Audit:
-    "Check every label: of an `AuditConfig`, or of its parameters"
+    """Check every label of images that can be read
+
+    It takes an `AuditConfig`, or the parameters of one. Nothing is written but what the cache keeps.
+
+    Returns
+    -------
+    Audit
+        Quality, flag and suggested label of each image, its nearest others, groups of duplicates,
+        and the record with all numbers.
+
+    Raises
+    ------
+    NoisynbError
+        For unknown names, missing files and images of which none can be read; the message names the
+        value, the place and the remedy.
+
+    Examples
+    --------
+    >>> found = audit('digits', 'raw', method='knn')
+    >>> found.quality.shape, found.order[:3].shape
+    ((1257,), (3,))
+    """
     c = parameters[0] if parameters and isinstance(parameters[0], AuditConfig) else AuditConfig(*parameters, **named)
     if not isinstance(c.path, (str, os.PathLike, Dataset)):
         raise NoisynbError(f'data is a {type(c.path).__name__}; give a path, a name or a Dataset; of features and '
@@ -389,6 +445,7 @@ def audit(*parameters, **named)->Audit:
     return found
 
 audit.__signature__ = inspect.signature(AuditConfig)
+documented(audit, AuditConfig)
 
 def _remarks(s, flagged)->list: # of text
     "What limits the judgement"
@@ -414,13 +471,8 @@ def _numbers(found, c, name, how, why, limit, times):
     numbers = dict(schema=1, kind='audit', data=s.name, n_listed=len(s) + len(s.bad), n_labels=len(s),
         n_classes=len(s.classes), n_unused=len(s.bad), method=c.method, options=dict(c.options or {}),
         parameters=c.settled(), embedding=portable(name), embedding_how=how, embedding_why=why,
-<<<<<<< /tmp/tmp8l1di66i/o
-        threshold=found.threshold, n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()), twin_distance=limit,
-        n_conflicts=len(found.conflicts()), noise_type=c.noise_type,
-=======
         threshold=found.threshold, n_flagged=int(found.flagged.sum()), n_twins=int((found.group >= 0).sum()),
         twin_distance=limit, n_conflicts=len(found.conflicts()), noise_type=c.noise_type,
->>>>>>> /tmp/tmp8l1di66i/t
         noise_rate=c.noise_rate if c.noise_type in noise_with_rate else None, seed=c.seed,
         noise_rate_realised=None if wrong is None else float(wrong.mean()))
     known = {}

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from filelock import FileLock
 import numpy as np
-from .core import NoisynbError, check_number, hardware, peak_memory_mib, pick_device, threads, unknown, whole_number
+from .core import NoisynbError, check_number, documented, hardware, option, peak_memory_mib, pick_device, threads, unknown, whole_number
 from .disk import atomic_write, cache_folder, fingerprint, portable
 from .datasets.base import Dataset
 from .datasets import available, find_set, load
@@ -51,25 +51,61 @@ def estimator(
 # %% ../nbs/17_experiment.ipynb #c0f19a02
 noise_with_rate = ('symmetric', 'symmetric-included', 'asymmetric', 'pair', 'instance') # kinds of noise that take a rate
 
+@documented
 @dataclass(frozen=True)
 class Config:
-    "What is asked of a run"
-    method: str = 'wann' # see `noisynb list methods`
-    dataset: str = 'digits' # a name, or the path of a folder, .csv, .parquet or .npz
-    data_dir: str | None = None # folder of the data files; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
-    embedding: str = 'raw' # what the method sees of an image; see `noisynb list backbones`
-    noise_type: str = 'instance' # see `noisynb list noise`
-    noise_rate: float = .4 # share of wrong labels asked for; not used for human labels
-    seed: int = 0 # of everything random
-    n_train: int | None = None # training images to keep; None for all
-    imbalance: float | None = None # smallest over largest class; None for the sizes as they are
-    epochs: int | None = None # None for the method's own
-    time_budget: float | None = None # minutes of training; None for as long as it takes
-    device: str = 'auto' # 'auto', 'cpu' or 'cuda'
-    options: dict | None = None # for the method's constructor
+    """What is asked of a run: checked, run, keyed, placed and told in one way
+
+    It cannot be changed; `dataclasses.replace` makes another.
+
+    Attributes
+    ----------
+    settled : dict
+        What decides the numbers of a run, written in one way only.
+    key : str
+        Hash of what decides the numbers: 16 hexadecimal digits.
+
+    Examples
+    --------
+    >>> c = Config('knn', 'digits', noise_type='symmetric', noise_rate=.2)
+    >>> c.command()
+    'noisynb run knn -p dataset digits -p noise_type symmetric -p noise_rate 0.2 -p seed 0'
+    >>> c.place().as_posix()
+    'reports/digits/symmetric-0.2/knn-seed0.ipynb'
+    """
+    method: str = option('wann', 'A name in the registry, see `noisynb list methods`.')
+    dataset: str = option('digits', 'A name in `datasets`, or the path of a folder, .csv, .parquet or .npz.')
+    data_dir: str | None = option(None, 'Folder of the data files; None for $NOISYNB_DATA, else ~/.cache/noisynb/data.')
+    embedding: str = option('raw', 'What the method sees of an image, see `noisynb list backbones`.')
+    noise_type: str = option('instance', 'Kind of label noise, see `noisynb list noise`.')
+    noise_rate: float = option(.4, 'Share of wrong labels that is asked for; not used for human labels.')
+    seed: int = option(0, 'Seed of everything random.')
+    n_train: int | None = option(None, 'Training images to keep; None for all.')
+    imbalance: float | None = option(None, 'Size of the smallest class over that of the largest; None for the sizes as they are.')
+    epochs: int | None = option(None, "Epochs of training; None for the method's own.")
+    time_budget: float | None = option(None, 'Minutes of training; None for as long as it takes.')
+    device: str = option('auto', "Where it runs: 'auto', 'cpu' or 'cuda'.")
+    options: dict | None = option(None, "For the method's constructor, by name.")
 
     def check(self)->'Config':
-        "Refuse what cannot run; reads no data"
+        """Refuse what cannot run; reads no data
+
+        Returns
+        -------
+        Config
+            This one.
+
+        Raises
+        ------
+        NoisynbError
+            For unknown names, missing files, options and numbers that cannot be used; the message names
+            the value and the remedy.
+
+        Examples
+        --------
+        >>> Config('knn').check().method
+        'knn'
+        """
         check_number(self.seed, 'seed', whole=True)
         if self.epochs is not None: whole_number(self.epochs, 'epochs')
         if self.time_budget is not None: check_number(self.time_budget, 'time_budget', above=True)
@@ -87,11 +123,43 @@ class Config:
         return self
 
     def estimator(self)->NoisyLabelClassifier:
-        "The unfitted estimator"
+        """The estimator of this run, not fitted
+
+        Returns
+        -------
+        NoisyLabelClassifier
+            With the options, the seed and the device of the run.
+
+        Raises
+        ------
+        NoisynbError
+            For an unknown method or option, and for epochs or minutes of a method that takes none.
+
+        Examples
+        --------
+        >>> Config('knn', options=dict(k=5), device='cpu').estimator()
+        KNN(device='cpu', k=5)
+        """
         return estimator(self.method, self.options, self.seed, self.epochs, self.time_budget, self.device, self.dataset)
 
     def run(self)->'Run':
-        "Do it"
+        """Do it: `run` of this configuration
+
+        Returns
+        -------
+        Run
+            Stages, numbers and record of the run.
+
+        Raises
+        ------
+        NoisynbError
+            For what `check` refuses, and for data that cannot be used.
+
+        Examples
+        --------
+        >>> Config('knn', n_train=200).run().result['method']
+        'knn'
+        """
         return run(self)
 
     @cached_property
@@ -112,24 +180,68 @@ class Config:
         "The hash of what decides the numbers"
         return hashlib.sha256(json.dumps(self.settled, sort_keys=True).encode()).hexdigest()[:16]
 
-    def words(self, always=())->list: # of text
-        "What is typed after `noisynb`; parameters that are as by default only if they are in `always`"
+    def words(self, always=())->list:
+        """What is typed after `noisynb`
+
+        Parameters
+        ----------
+        always : sequence of str, default ()
+            Parameters that are told even where they are as by default.
+
+        Returns
+        -------
+        list of str
+            The words; parameters that are as by default are left out.
+
+        Examples
+        --------
+        >>> Config('knn', seed=1).words(always=['dataset'])
+        ['run', 'knn', '-p', 'dataset', 'digits', '-p', 'seed', '1']
+        """
         text = lambda v: json.dumps(v) if isinstance(v, dict) else str(v)
         asked = {k: v for k, v in vars(self).items() if k in defaults and k != 'method'}
         given = {k: v for k, v in asked.items() if k in always or v != defaults[k] and v not in (None, {})}
         return ['run', self.method, *(w for k, v in given.items() for w in ('-p', k, text(v)))]
 
     def command(self)->str:
-        "The `noisynb run` that does the same, without folders of this machine"
+        """The `noisynb run` that does the same, without folders of this machine
+
+        Returns
+        -------
+        str
+            For a shell.
+
+        Examples
+        --------
+        >>> Config('knn', noise_type='none').command()
+        'noisynb run knn -p dataset digits -p noise_type none -p seed 0'
+        """
         named = dict(dataset=portable(self.dataset), embedding=portable(self.embedding), data_dir=None)
         if self.noise_type not in noise_with_rate: named['noise_rate'] = None
         words = replace(self, **named).words(always=[k for k in _telling if k not in named or named[k] is not None])
         return shlex.join(['noisynb', *words]) + (' -p data_dir "$NOISYNB_DATA"' if self.data_dir else '')
 
-    def place(self,
-        root='reports', # the folder of all reports
-    )->Path: # of the executed notebook
-        "`<root>/<data set>/<noise>-<rate>/<method>-seed<k>.ipynb`; noise without a rate is named alone, other choices follow the seed"
+    def place(self, root='reports')->Path:
+        """Where the executed notebook of this run belongs
+
+        `<root>/<data set>/<noise>-<rate>/<method>-seed<k>.ipynb`; noise without a rate is named alone, and
+        other choices follow the seed.
+
+        Parameters
+        ----------
+        root : str or Path, default 'reports'
+            The folder of all reports.
+
+        Returns
+        -------
+        Path
+            The file; it need not be there.
+
+        Examples
+        --------
+        >>> Config('knn', seed=3).place('out').as_posix()
+        'out/digits/instance-0.4/knn-seed3.ipynb'
+        """
         noise = self.noise_type + (f'-{self.noise_rate:g}' if self.noise_type in noise_with_rate else '')
         embedding = 'raw' if method_class(self.method).input == 'images' else str(self.embedding or 'raw')
         chosen = [Path(embedding).stem if embedding.endswith('.npz') else embedding]*(embedding != 'raw')
@@ -141,10 +253,29 @@ class Config:
         return Path(root)/Path(str(self.dataset)).stem/noise/f'{self.method}-seed{self.seed}{more}.ipynb'
 
     @classmethod
-    def of(cls,
-        record:dict, # of a run
-    )->'Config':
-        "What a record was asked for"
+    def of(cls, record:dict)->'Config':
+        """What a record was asked for
+
+        Parameters
+        ----------
+        record : dict
+            The record of a run, maybe of an earlier version.
+
+        Returns
+        -------
+        Config
+            The configuration that makes the record again.
+
+        Raises
+        ------
+        NoisynbError
+            For a record that does not say it.
+
+        Examples
+        --------
+        >>> Config.of(dict(parameters=dict(method='knn', seed=2))).seed
+        2
+        """
         found = record.get('parameters') or _typed(record)
         if not isinstance(found, dict): raise NoisynbError('the parameters of the record are no table of names')
         c = cls(**{k: v for k, v in found.items() if k in defaults})
@@ -359,7 +490,27 @@ def _record(
 
 # %% ../nbs/17_experiment.ipynb #00bfad46
 def run(*parameters, **named) -> Run:
-    "Run one method on one noisy data set, with baselines on the same labels: of a `Config`, or of its parameters"
+    """Run one method on one noisy data set, with baselines on the same labels
+
+    It takes a `Config`, or the parameters of one.
+
+    Returns
+    -------
+    Run
+        Data, noisy labels, embedding, fitted method and baselines, and the record with all numbers.
+
+    Raises
+    ------
+    NoisynbError
+        For what `Config.check` refuses, and for data that cannot be used; the message names the
+        value, the place and the remedy.
+
+    Examples
+    --------
+    >>> found = run('knn', 'digits', noise_type='symmetric', noise_rate=.2, n_train=200)
+    >>> found.result['method'], len(found.ranking), found.noisy
+    ('knn', 200, Noisy(symmetric, 200 labels, 20... % wrong, 20.0 % asked for))
+    """
     c = parameters[0] if parameters and isinstance(parameters[0], Config) else Config(*parameters, **named)
     if c.data_dir: c = replace(c, data_dir=os.path.expandvars(c.data_dir)) # a page names the folder as $NOISYNB_DATA
     c.check()
@@ -381,6 +532,7 @@ def run(*parameters, **named) -> Run:
     return Run(data, noisy, embedded, graph, model, beside, numbers, result, notes)
 
 run.__signature__ = inspect.signature(Config)
+documented(run, Config)
 
 def _beside(method, model, X, given, graph) -> dict: # name -> fitted
     "What the method is measured against: plain votes that share its graph, or itself without what makes it special"

@@ -35,12 +35,34 @@ def calibration_error(
     return float(np.abs(np.bincount(where, confidence - right, bins)).sum()/len(right))
 
 # %% ../nbs/05_metrics.ipynb #687ccdef
-def classification(
-    y_true, # (n,) true labels
-    y_pred, # (n,) predicted labels
-    proba=None, # (n, C) probabilities; adds the calibration error
-)->dict: # accuracy, balanced_accuracy, macro_f1 and, with probabilities, calibration_error: fractions, None if n is 0
-    "How good predictions are"
+def classification(y_true, y_pred, proba=None)->dict:
+    """How good predictions are
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        True labels.
+    y_pred : array-like of shape (n_samples,)
+        Predicted labels.
+    proba : array-like of shape (n_samples, n_classes), default None
+        Probabilities; they add the calibration error.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `balanced_accuracy`, `macro_f1` and, with probabilities, `calibration_error`:
+        fractions, or None where there are no predictions.
+
+    Raises
+    ------
+    NoisynbError
+        For arrays of different lengths, and confidences outside 0 to 1.
+
+    Examples
+    --------
+    >>> classification([0, 0, 1, 1], [0, 1, 1, 1])['accuracy']
+    0.75
+    """
     y_true, y_pred = _same_length(y_true=y_true, y_pred=y_pred)
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
     with warnings.catch_warnings():
@@ -54,12 +76,35 @@ def classification(
     return {k: _plain(v) for k, v in out.items()}
 
 # %% ../nbs/05_metrics.ipynb #19751e5d
-def label_errors(
-    quality, # (n,) high = trustworthy, any scale; None for a method without a score
-    flagged, # (n,) bool, taken for wrong; None for a method without a threshold
-    flipped, # (n,) bool, really wrong
-)->dict: # auroc, average_precision, precision, recall, f1 as fractions or None where undefined; flagged as a count
-    "How well wrong labels were found, by score and by flags"
+def label_errors(quality, flagged, flipped)->dict:
+    """How well wrong labels were found, by label quality and by flags
+
+    Parameters
+    ----------
+    quality : array-like of shape (n_samples,), or None
+        Per-example label quality on any scale, high for trustworthy; None for a method without one.
+    flagged : array-like of shape (n_samples,), or None
+        Which labels are flagged; None for a method without a threshold.
+    flipped : array-like of shape (n_samples,)
+        Which labels are really wrong.
+
+    Returns
+    -------
+    dict
+        `auroc`, `average_precision`, `precision`, `recall` and `f1` as fractions, None where they are
+        not defined, and `flagged` as a count.
+
+    Raises
+    ------
+    NoisynbError
+        For arrays of different lengths, and a quality that is not finite.
+
+    Examples
+    --------
+    >>> found = label_errors([.1, .9, .4, .8], [True, False, True, False], [True, False, False, False])
+    >>> found['auroc'], found['precision'], found['recall'], found['flagged']
+    (1.0, 0.5, 1.0, 2)
+    """
     quality, flagged, flipped = _same_length(quality=quality, flagged=flagged, flipped=flipped)
     flipped, out = flipped.astype(bool), dict.fromkeys(('auroc', 'average_precision', 'precision', 'recall', 'f1', 'flagged'))
     wrong = int(flipped.sum())
@@ -76,12 +121,34 @@ def label_errors(
     return out
 
 # %% ../nbs/05_metrics.ipynb #216199a7
-def correction(
-    corrected, # (n,) labels a method proposes
-    labels, # (n,) true labels
-    given, # (n,) labels it was given
-)->dict: # correction_accuracy as a fraction; wrong (before), repaired, broken, left (wrong after) as counts
-    "What corrected labels repaired and what they broke"
+def correction(corrected, labels, given)->dict:
+    """What corrected labels repaired and what they broke
+
+    Parameters
+    ----------
+    corrected : array-like of shape (n_samples,)
+        Labels that a method suggests.
+    labels : array-like of shape (n_samples,)
+        True labels.
+    given : array-like of shape (n_samples,)
+        Labels that the method was given.
+
+    Returns
+    -------
+    dict
+        `correction_accuracy` as a fraction, and the counts `wrong` (before), `repaired`, `broken` and
+        `left` (wrong afterwards).
+
+    Raises
+    ------
+    NoisynbError
+        For arrays of different lengths.
+
+    Examples
+    --------
+    >>> correction([0, 0, 1, 0], labels=[0, 0, 1, 1], given=[0, 1, 1, 1])
+    {'correction_accuracy': 0.75, 'wrong': 1, 'repaired': 1, 'broken': 1, 'left': 1}
+    """
     corrected, labels, given = _same_length(corrected=corrected, labels=labels, given=given)
     before, after = given != labels, corrected != labels
     return dict(correction_accuracy=float(1-after.mean()) if len(after) else None, wrong=int(before.sum()),

@@ -53,15 +53,41 @@ def targets(
     return to
 
 # %% ../nbs/04_noise.ipynb #7cd8c86b
-def transition(
-    kind:str, # 'none', 'symmetric', 'asymmetric' or 'pair'
-    rate:float, # what is asked for, 0 to 1
-    n_classes:int,
-    include_true:bool=False, # symmetric noise may draw the true class again
-    mapping=None, # for asymmetric noise, see `targets`
-    superclasses=None, # for the map 'cifar100-superclass'
-)->np.ndarray: # (n_classes, n_classes), rows are true classes
-    "The transition matrix of one kind of noise: T[i, j] = P(given j | true i)"
+def transition(kind:str, rate:float, n_classes:int, include_true:bool=False, mapping=None,
+        superclasses=None)->np.ndarray:
+    """The transition matrix of one kind of label noise: T[i, j] = P(given j | true i)
+
+    Parameters
+    ----------
+    kind : str
+        'none', 'symmetric', 'asymmetric' or 'pair'.
+    rate : float
+        Share of wrong labels that is asked for, from 0 to 1.
+    n_classes : int
+        How many classes there are.
+    include_true : bool, default False
+        Symmetric noise may draw the true class again, so that fewer labels come out wrong.
+    mapping : str, dict or sequence, default None
+        For asymmetric noise: the class that each class is taken for, see `targets`.
+    superclasses : sequence, default None
+        The superclass of each class, for the map 'cifar100-superclass'.
+
+    Returns
+    -------
+    ndarray of shape (n_classes, n_classes)
+        Rows are true classes, and sum to one. Cleanlab has true classes in columns.
+
+    Raises
+    ------
+    NoisynbError
+        For a rate outside 0 to 1, noise on one class, an unknown kind, or a map that is missing or
+        leads out of the classes.
+
+    Examples
+    --------
+    >>> transition('pair', .25, 3).tolist()
+    [[0.75, 0.25, 0.0], [0.0, 0.75, 0.25], [0.25, 0.0, 0.75]]
+    """
     rate, eye = _rate(rate), np.eye(n_classes)
     if kind == 'none': return eye
     if n_classes < 2: raise NoisynbError(f'{kind} noise on one class: there is no wrong label to give; pass n_classes if there are more')
@@ -257,21 +283,61 @@ def _matrix(matrix):
     return T/T.sum(1, keepdims=True)
 
 # %% ../nbs/04_noise.ipynb #ce226a23
-def corrupt(
-    split, # a `Split`, or an array of labels
-    kind:str, # a name in `kinds`, or in `split.human`
-    rate:float=None, # share of wrong labels asked for; human labels and matrices have their own
-    seed=0, # an integer, or a generator of the type the scheme draws from
-    scheme:str=None, # a name in `schemes`; None for 'exact', or 'iid' with instance noise
-    n_classes:int=None, # None for the largest label + 1
-    include_true:bool=False, # symmetric noise may draw the true class again
-    mapping=None, # for asymmetric noise: a name in `maps`, a dict or a list
-    superclasses=None, # for the map 'cifar100-superclass'
-    matrix=None, # (C, C) for kind='matrix', rows are true classes
-    features=None, # (n, ...) for instance noise; None for the split's pixels
-    standardize:bool=False, # standardise the features of instance noise
-)->Noisy:
-    "Give `split` wrong labels of one `kind`. The same arguments give the same labels; `split` and global random states are not changed"
+def corrupt(split, kind:str, rate:float=None, seed=0, scheme:str=None, n_classes:int=None,
+        include_true:bool=False, mapping=None, superclasses=None, matrix=None, features=None,
+        standardize:bool=False)->Noisy:
+    """Give labels noise of one kind
+
+    The same arguments give the same labels; `split` and global random states are not changed.
+
+    Parameters
+    ----------
+    split : Split or array-like of shape (n_samples,)
+        One part of a data set, or labels as class numbers from 0.
+    kind : str
+        A name in `kinds`, or in `split.human`.
+    rate : float, default None
+        Share of wrong labels that is asked for; human labels and matrices have their own.
+    seed : int or generator, default 0
+        A seed, or a generator of the type that the scheme draws from.
+    scheme : str, default None
+        The published convention of drawing, a name in `schemes`; None for 'exact', or 'iid' with
+        instance noise.
+    n_classes : int, default None
+        How many classes there are; None for the largest label + 1.
+    include_true : bool, default False
+        Symmetric noise may draw the true class again.
+    mapping : str, dict or sequence, default None
+        For asymmetric noise: a name in `maps`, a dict from class to what it is taken for, or one
+        target for each class.
+    superclasses : sequence, default None
+        The superclass of each class, for the map 'cifar100-superclass'.
+    matrix : array-like of shape (n_classes, n_classes), default None
+        For kind 'matrix': rows are true classes, and sum to one.
+    features : array-like of shape (n_samples, ...), default None
+        What instance noise looks at; None for the pixels of the split.
+    standardize : bool, default False
+        Give every feature mean 0 and standard deviation 1 first.
+
+    Returns
+    -------
+    Noisy
+        The given labels, which of them are wrong, and the rates asked for, expected and realised.
+
+    Raises
+    ------
+    NoisynbError
+        For a whole data set, unknown names, labels that are no class numbers, a rate outside 0 to 1,
+        and arguments that the kind or the scheme does not take.
+
+    Examples
+    --------
+    >>> noisy = corrupt([0, 0, 0, 0, 1, 1, 1, 1], 'symmetric', .25, seed=0)
+    >>> noisy
+    Noisy(symmetric, 8 labels, 25.0 % wrong, 25.0 % asked for)
+    >>> int(noisy.flipped.sum()), noisy.rates.tolist()
+    (2, [0.25, 0.25])
+    """
     if hasattr(split, 'train'): raise NoisynbError('this is a whole data set; corrupt one part of it, such as data.train')
     if kind == 'symmetric-included': return replace(corrupt(split, 'symmetric', rate, seed, scheme, n_classes, include_true=True), kind=kind)
     human, needs = getattr(split, 'human', None) or {}, kind in (*_matrices[:3], 'instance')
@@ -311,13 +377,37 @@ def _instance(split, y, rate, seed, scheme, C, features, standardize):
     return _record(y, given, C, 'instance', scheme, rate, np.full(C, _expected_instance_rate(rate)))
 
 # %% ../nbs/04_noise.ipynb #535a8b14
-def subsample(
-    split, # a `Split`, or an array of labels
-    n:int, # how many examples to keep
-    seed=0, # an integer, or a ready-made generator
-    scheme:str=None, # 'wann' for the rows that its public code keeps, in its order
-)->np.ndarray: # (n,) row numbers
-    "A stratified choice of `n` examples"
+def subsample(split, n:int, seed=0, scheme:str=None)->np.ndarray:
+    """A choice of examples in which each class keeps its share
+
+    Parameters
+    ----------
+    split : Split or array-like of shape (n_samples,)
+        One part of a data set, or labels as class numbers from 0.
+    n : int
+        How many examples to keep.
+    seed : int or generator, default 0
+        A seed, or a ready-made generator.
+    scheme : str, default None
+        'wann' for the rows that its public code keeps, in its order; None or 'exact' for even shares
+        in rising order.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Positions of the examples.
+
+    Raises
+    ------
+    NoisynbError
+        For more examples than there are, labels that are no class numbers, and an unknown scheme.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 0, 0, 0, 1, 1])
+    >>> labels[subsample(labels, 3)].tolist()
+    [0, 0, 1]
+    """
     y = _labels(getattr(split, 'labels', split))
     if not isinstance(n, (int, np.integer)) or not 1 <= n <= len(y): raise NoisynbError(f'{n!r} examples out of {len(y)}; give an integer from 1 to {len(y)}')
     if scheme == 'wann':
@@ -331,13 +421,37 @@ def subsample(
     return np.sort(np.concatenate([g.choice(np.flatnonzero(y == c), k, replace=False) for c, k in enumerate(keep)]))
 
 # %% ../nbs/04_noise.ipynb #cf715932
-def long_tail(
-    split, # a `Split`, or an array of labels
-    ratio:float, # size of the last class over that of the first, above 0 and at most 1
-    seed=0, # an integer, or a ready-made generator
-    scheme:str=None, # 'wann' for the rows that its public code keeps, in its order
-)->np.ndarray: # row numbers
-    "A choice of examples whose class sizes fall off exponentially"
+def long_tail(split, ratio:float, seed=0, scheme:str=None)->np.ndarray:
+    """A choice of examples whose class sizes fall off exponentially
+
+    Parameters
+    ----------
+    split : Split or array-like of shape (n_samples,)
+        One part of a data set, or labels as class numbers from 0.
+    ratio : float
+        Size of the last class over that of the first, above 0 and at most 1.
+    seed : int or generator, default 0
+        A seed, or a ready-made generator.
+    scheme : str, default None
+        'wann' for the rows that its public code keeps, in its order; None or 'exact' for rising order.
+
+    Returns
+    -------
+    ndarray of shape (n_kept,)
+        Positions of the examples.
+
+    Raises
+    ------
+    NoisynbError
+        For a ratio that leaves a class without examples, labels of one class or that are no class
+        numbers, and an unknown scheme.
+
+    Examples
+    --------
+    >>> labels = np.repeat([0, 1, 2], 100)
+    >>> np.bincount(labels[long_tail(labels, .25)]).tolist()
+    [100, 50, 25]
+    """
     y = _labels(getattr(split, 'labels', split))
     counts, C = np.bincount(y), int(y.max()) + 1
     if not _rate(ratio, 'ratio'): raise NoisynbError('ratio is 0; give the size of the last class over that of the first, above 0')

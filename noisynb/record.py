@@ -63,10 +63,30 @@ class Result(dict):
         return {'text/plain': repr(t), 'text/html': t._repr_html_(), self.mime: dict(self)}
 
 # %% ../nbs/15_record.ipynb #29a7f247
-def read_result(
-    path, # an executed notebook, or a .json
-) -> Result:
-    "The record in the file at `path`"
+def read_result(path) -> Result:
+    """The record of a run, read from a file and checked against its schema
+
+    Parameters
+    ----------
+    path : str or Path
+        An executed notebook, or the .json beside it.
+
+    Returns
+    -------
+    Result
+        The numbers of the run by name, with keys in the order of the schema.
+
+    Raises
+    ------
+    NoisynbError
+        For a file that is missing, damaged, shows no record, or does not fit the schema.
+
+    Examples
+    --------
+    >>> try: read_result('no_such_run.json')
+    ... except NoisynbError as e: print(e)
+    there is no file no_such_run.json
+    """
     path = Path(path)
     if not path.is_file(): raise NoisynbError(f'there is no file {path}')
     try: content = read_json(path)

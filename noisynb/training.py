@@ -108,7 +108,7 @@ class FileSet(ImageSet):
 
 def flip_option(): # field of a dataclass: whether images are mirrored at random, or 'auto' for those in colour
     "The option that goes to `image_set`"
-    return option('auto', fits=lambda v: isinstance(v, (bool, np.bool_)) or v == 'auto', give="True, False or 'auto'")
+    return option('auto', "Mirror images at random; 'auto': those in colour.", fits=lambda v: isinstance(v, (bool, np.bool_)) or v == 'auto', give="True, False or 'auto'")
 
 def image_set(
     images, # (n, h, w, c) uint8, or files

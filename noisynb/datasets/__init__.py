@@ -38,11 +38,31 @@ def _own(name, data_dir):
     places = Path(name).expanduser(), data_folder(data_dir)/name
     return next((p for p in places if os.path.isdir(p) or name.lower().endswith(_endings) and os.path.isfile(p)), None)
 
-def available(
-    name, # a name in `datasets`, or the path of a folder, .csv, .parquet or .npz
-    data_dir=None, # the data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
-)->bool:
-    "Whether the files of a data set are there; opens none"
+def available(name, data_dir=None)->bool:
+    """Whether the files of a data set are there; opens none
+
+    Parameters
+    ----------
+    name : str or Path
+        A name in `datasets`, or the path of a folder, .csv, .parquet or .npz.
+    data_dir : str or Path, default None
+        The data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data.
+
+    Returns
+    -------
+    bool
+        Whether `load` would find all its files.
+
+    Raises
+    ------
+    NoisynbError
+        For a name that is no data set and no path.
+
+    Examples
+    --------
+    >>> available('digits'), available('no_such_table.csv')
+    (True, False)
+    """
     if _own(str(name), data_dir): return True
     return not str(name).lower().endswith(_endings) and all(s.find(data_folder(data_dir)) for s in _spec(name).sources)
 
@@ -64,13 +84,39 @@ def _lost(name, folder, sources):
     first = f'{many} missing. Put {them} there, or fetch {them} (noisynb fetch {name}{words}, or load({name!r}{arguments}, download=True)):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
     return '\n'.join([f'{name}: {first}', *rows])
 
-def load(
-    name_or_path, # a name in `datasets`, or a path (as it stands, or below the data folder): a folder per class, .csv, .parquet, .npz
-    data_dir=None, # the data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
-    download:bool=False, # fetch files that are missing
-    **options, # for a folder or table: size, path_column and so on, as `read_folder` and `read_table` take them
-)->Dataset:
-    "A data set by name or from one's own files; raises `NoisynbError` for files that are missing, damaged or hostile"
+def load(name_or_path, data_dir=None, download:bool=False, **options)->Dataset:
+    """A data set by name, or from one's own files
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A name in `datasets`, or a path, as it stands or below the data folder: a folder with one
+        subfolder per class, a .csv or .parquet of paths and labels, or an .npz.
+    data_dir : str or Path, default None
+        The data folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data.
+    download : bool, default False
+        Fetch files that are missing, of data sets that can be fetched.
+    **options
+        For a folder or table: size, path_column and so on, as `read_folder` and `read_table` take
+        them.
+
+    Returns
+    -------
+    Dataset
+        Training, test and perhaps validation images, with labels and the names of the classes.
+
+    Raises
+    ------
+    NoisynbError
+        For an unknown name, and for files that are missing, damaged or hostile; the message says
+        which, where they belong and where they come from.
+
+    Examples
+    --------
+    >>> data = load('digits')
+    >>> data.train.images.shape[1:], data.n_classes
+    ((8, 8, 1), 10)
+    """
     name, folder = str(name_or_path), data_folder(data_dir)
     path = _own(name, data_dir)
     if path and path.suffix.lower() != '.npz': return read(path, **options)

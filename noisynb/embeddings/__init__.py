@@ -170,32 +170,88 @@ class Embedded:
 
     def __repr__(self): return f'{self.name}: ' + ', '.join(f'{p} {a.shape[0]:,} x {a.shape[1]}' for p, a in dict(train=self.train, val=self.val, test=self.test).items() if a is not None)
 
-def embed(
-    data, # a `Dataset`
-    name='raw', # one of `backbones`, or an `Extractor`
-    store=None, # folder of the stores; None for `cache_folder()`/embeddings
-    device:str='auto', # 'auto', 'cpu' or 'cuda'
-    batch_size:int=None, # images at a time
-    data_dir=None, # the data folder, where files are looked for, too
-    **options, # of the extractor, as after '?' in a name
-)->Embedded:
-    "Embed all parts of a data set; labels are not looked at"
+def embed(data, name='raw', store=None, device:str='auto', batch_size:int=None, data_dir=None, **options)->Embedded:
+    """Embed all parts of a data set; labels are not looked at
+
+    Parameters
+    ----------
+    data : Dataset
+        A whole data set.
+    name : str, Path or Extractor, default 'raw'
+        One of `backbones`: 'raw', 'pca:64', 'timm:MODEL', 'onnx:FILE', 'auto' for the best that is on
+        this machine, an .npz of ready-made rows, or an `Extractor`.
+    store : str or Path, default None
+        Folder that keeps the rows; None for the folder embeddings in `cache_folder()`.
+    device : str, default 'auto'
+        Where a network runs: 'auto', 'cpu' or 'cuda'.
+    batch_size : int, default None
+        Images at a time; None for what suits the extractor.
+    data_dir : str or Path, default None
+        The data folder, where files are looked for, too.
+    **options
+        Of the extractor, as after '?' in a name, such as size=192.
+
+    Returns
+    -------
+    Embedded
+        Rows of `train`, `test` and perhaps `val`, float32, one for each image, and their name.
+
+    Raises
+    ------
+    NoisynbError
+        For what is no data set, unknown names and options, and files that are missing or of other
+        images.
+    MissingExtra
+        Where timm or onnxruntime is needed and not installed: pip install "noisynb[backbones]".
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> embed(load('digits'), 'pca:16').train.shape[1]
+    16
+    """
     if not hasattr(data, 'parts'): raise NoisynbError(f'embed takes a whole Dataset, and this is a {type(data).__name__}; for images use extract(images, ...)')
     parts = {p: s.images for p, s in data.parts.items()}
     parts = dict(train=parts.pop('train'), **parts)
     arrays, name, about = _features(parts, name, store, device, batch_size, data_dir, options)
     return Embedded(arrays['train'], arrays['test'], arrays.get('val'), name, fingerprint(*arrays.values()), about)
 
-def extract(
-    images, # uint8 (n, h, w, c) or (n, h, w), or files
-    name='raw', # one of `backbones`, or an `Extractor`
-    store=None, # as in `embed`
-    device:str='auto', # as in `embed`
-    batch_size:int=None, # as in `embed`
-    data_dir=None, # as in `embed`
-    **options, # as in `embed`
-)->np.ndarray: # float32 (n, d)
-    "Embed plain images; PCA is fitted on them"
+def extract(images, name='raw', store=None, device:str='auto', batch_size:int=None, data_dir=None,
+        **options)->np.ndarray:
+    """Embed plain images; PCA is fitted on them
+
+    Parameters
+    ----------
+    images : array-like of shape (n_samples, h, w, c) or (n_samples, h, w), or Files
+        Images as bytes, or files that are decoded when they are needed.
+    name : str, Path or Extractor, default 'raw'
+        The embedding, as in `embed`.
+    store : str or Path, default None
+        Folder that keeps the rows, as in `embed`.
+    device : str, default 'auto'
+        Where a network runs, as in `embed`.
+    batch_size : int, default None
+        Images at a time, as in `embed`.
+    data_dir : str or Path, default None
+        The data folder, as in `embed`.
+    **options
+        Of the extractor, as in `embed`.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features)
+        A row for each image, float32.
+
+    Raises
+    ------
+    NoisynbError
+        For what is no set of images, unknown names and options, and files that are missing.
+
+    Examples
+    --------
+    >>> extract(np.zeros((5, 8, 8, 1), np.uint8)).shape
+    (5, 64)
+    """
     images = Split(images, np.zeros(len(images), int)).images
     if not len(images): raise NoisynbError('there are no images to embed')
     return _features(dict(images=images), name, store, device, batch_size, data_dir, options)[0]['images']
@@ -231,15 +287,46 @@ def _usable(name, why, images, device, data_dir):
         return 'pca:64', f'{shown}, which was there, could not be used; ask for it by name to see why'
     return name, why
 
-def embed_images(
-    images, # uint8 (n, h, w, c), or `Files`
-    embedding='auto', # 'auto' for the best there is, another name that `embed` takes, or an `Extractor`
-    device:str='auto', # where a network runs
-    data_dir=None, # the data folder
-    rows=None, # which rows of ready-made features belong to the images; None for all
-    listed=None, # how many rows ready-made features must have; None for one for each image
-): # float32 (n, d), name, what was done in words, why this embedding
-    "One row of numbers for each image"
+def embed_images(images, embedding='auto', device:str='auto', data_dir=None, rows=None, listed=None):
+    """A row of numbers for each image, and in words how it came about
+
+    Parameters
+    ----------
+    images : array-like of shape (n_samples, h, w, c), or Files
+        Images as bytes, or files that are decoded at the size that the embedding needs.
+    embedding : str or Extractor, default 'auto'
+        'auto' for the best that is on this machine, or another name that `embed` takes.
+    device : str, default 'auto'
+        Where a network runs: 'auto', 'cpu' or 'cuda'.
+    data_dir : str or Path, default None
+        The data folder, where files are looked for, too.
+    rows : array-like of shape (n_samples,), default None
+        Which rows of ready-made features belong to the images; None for all.
+    listed : int, default None
+        How many rows ready-made features must have; None for one for each image.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, n_features)
+        The rows, float32.
+    name : str
+        Full name of the embedding.
+    how : str
+        What was done, in words.
+    why : str
+        Why this embedding, in words.
+
+    Raises
+    ------
+    NoisynbError
+        For unknown names, and files that are missing or do not fit the images.
+
+    Examples
+    --------
+    >>> X, name, how, why = embed_images(np.zeros((5, 8, 8, 1), np.uint8), 'raw')
+    >>> X.shape, name, how, why
+    ((5, 64), 'raw', 'the pixels at 8x8', 'it was asked for')
+    """
     why = 'it was asked for'
     if isinstance(embedding, str) and embedding == 'auto':
         embedding, why = _usable(*choose(images, data_dir), images, device, data_dir)

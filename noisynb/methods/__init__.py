@@ -15,9 +15,31 @@ def __getattr__(name):
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 # %% ../../nbs/14_methods/99_methods.ipynb #9027655c
-def load(
-    path, # a file written by `save`
-): # the fitted model
-    "The fitted model in a file; a file that is not one is refused"
+def load(path):
+    """The fitted model in a file
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `save` of a fitted method wrote.
+
+    Returns
+    -------
+    NoisyLabelClassifier
+        The model, which predicts as it did. Nothing in the file is ever run.
+
+    Raises
+    ------
+    NoisynbError
+        For a file that is missing, damaged, or no model of this library.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> model = make('knn', k=1).fit([[0.], [1.]], [0, 1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load(model.save(f'{folder}/knn.safetensors')).predict([[.9]])
+    array([1])
+    """
     from noisynb.methods import base
     return base.load(path)

@@ -77,7 +77,38 @@ def check_training(
 
 # %% ../../nbs/14_methods/01_base.ipynb #3099b37a
 class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
-    "A classifier that also says which of its training labels to trust"
+    """A classifier that also says which of its training labels to trust; the base of all methods
+
+    It is fitted on examples and given labels, some of which are wrong, and never sees a true one.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The classes in sorted order, which is that of the columns of probabilities.
+    n_features_in_ : int
+        Numbers that describe one example: the width of the embeddings, or height times width
+        times channels of the images.
+    label_quality_ : ndarray of shape (n_samples,)
+        Quality of each given label, from 0 to 1; higher where the label is more trustworthy.
+    quality_threshold_ : float
+        Labels of a quality below it are flagged.
+    corrected_labels_ : ndarray of shape (n_samples,)
+        The label that the method suggests for each training example.
+
+    Raises
+    ------
+    NoisynbError
+        By `fit`, for options, examples or labels that cannot be used; the message names the value,
+        the place and the remedy. By `predict` and `predict_proba`, for examples of another form.
+
+    Examples
+    --------
+    >>> from noisynb.methods import make
+    >>> X, given = [[0.], [.1], [.2], [.3], [1.], [1.1], [1.2]], [0, 0, 1, 0, 1, 1, 1]
+    >>> model = make('knn', k=3).fit(X, given)
+    >>> model.suspects(), model.corrected_labels_
+    (array([2]), array([0, 0, 0, 0, 1, 1, 1]))
+    """
     input = 'embeddings' # or 'images'
     renamed, removed = {}, {} # former options: old name -> new one; name -> what is always done now
 
@@ -87,7 +118,25 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[best]
 
     def suspects(self)->np.ndarray:
-        "Positions of the training labels that are probably wrong, most suspicious first"
+        """Positions of the flagged training labels, the least trusted first
+
+        Returns
+        -------
+        ndarray of shape (n_flagged,)
+            Positions in the training data whose `label_quality_` is below `quality_threshold_`.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+
+        Examples
+        --------
+        >>> from noisynb.methods import make
+        >>> X, given = [[0.], [.1], [.2], [.3], [1.], [1.1], [1.2]], [0, 0, 1, 0, 1, 1, 1]
+        >>> make('knn', k=3).fit(X, given).suspects()
+        array([2])
+        """
         check_is_fitted(self)
         order = np.argsort(self.label_quality_, kind='stable')
         return order[:int((self.label_quality_ < self.quality_threshold_).sum())]
@@ -96,10 +145,35 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
 
     def _restore(self, fitted): vars(self).update(fitted)
 
-    def save(self,
-        path, # a file, by custom ending in .safetensors
-    )->Path:
-        "Write the fitted model to one file: arrays as safetensors, the rest as JSON in its header"
+    def save(self, path)->Path:
+        """Write the fitted model to one file: arrays as safetensors, the rest as JSON in its header
+
+        Parameters
+        ----------
+        path : str or Path
+            The file, by custom ending in .safetensors.
+
+        Returns
+        -------
+        Path
+            The file. `noisynb.methods.load` reads it; nothing in it is ever run.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        NoisynbError
+            If the class is not in the registry of methods, or the file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from noisynb.methods import load, make
+        >>> model = make('knn', k=1).fit([[0.], [1.]], [0, 1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load(model.save(f'{folder}/knn.safetensors')).predict([[.9]])
+        array([1])
+        """
         from safetensors.numpy import save_file
         check_is_fitted(self)
         arrays, plain = _flatten(self._fitted())

@@ -10,19 +10,38 @@ import warnings
 from dataclasses import dataclass
 import numpy as np
 import torch
-from ..core import NoisynbError, option, require
+from ..core import NoisynbError, documented, option, require
+from ..training import autocast, batches, one_pass, paced, step
 from .base import NoisyLabelClassifier, check_training, linear_proba
 from .images import ImageMethod, option_loss
-from ..training import autocast, batches, one_pass, paced, step
 
 # %% ../../nbs/14_methods/12_baselines.ipynb #01989597
+@documented
 @dataclass(eq=False, repr=False)
 class CrossEntropy(ImageMethod):
-    "Networks trained on the labels as they are: what doing nothing about the noise gives"
-    n_networks: int = option(1, fits=lambda v: v in (1, 2), give='1 or 2') # each with its own weights and order
-    loss: str = 'ce' # any of noisynb.losses
-    loss_options: dict | None = None # its hyper-parameters, where the preset's are not wanted
-    preset: str = 'cifar10' # table of published hyper-parameters: 'cifar10', 'cifar100', 'mnist' or 'webvision'
+    """Networks trained on the given labels as they are: the baseline without a remedy
+
+    The quality of a label comes from the mean of what the networks predict for the image after
+    each epoch, before they have learnt a wrong label by heart.
+
+    References
+    ----------
+    Label quality: the confidence of Swayamdipta et al.: Dataset Cartography. EMNLP 2020,
+    arXiv:2009.10795.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = CrossEntropy(epochs=2, verbose=False).fit(part.images, part.labels)
+    >>> model.predict_proba(part.images[:5]).shape
+    (5, 10)
+    """
+    n_networks: int = option(1, 'Networks, 1 or 2, each with its own weights and order.',
+        fits=lambda v: v in (1, 2), give='1 or 2')
+    loss: str = option('ce', 'A name in noisynb.losses.')
+    loss_options: dict | None = option(None, "Hyper-parameters of the loss, where the preset's are not wanted.")
+    preset: str = option('cifar10', "Table of published hyper-parameters of the loss: 'cifar10', 'cifar100', 'mnist' or 'webvision'.")
 
     def _check(self, o): option_loss(o, 2)
 
@@ -50,9 +69,26 @@ class CrossEntropy(ImageMethod):
     def _finish(self): self._judge(self._state.seen/len(self.history_))
 
 # %% ../../nbs/14_methods/12_baselines.ipynb #c6716b44
+@documented
 @dataclass(eq=False, repr=False)
 class ELR(CrossEntropy):
-    "Early-learning regularisation (Liu et al. 2020): what a network said of an image earlier holds it back from learning a wrong label"
+    """Early-learning regularisation: a network is held back by what it used to predict
+
+    What it predicted for an image earlier, before it learnt wrong labels by heart, is the target of a
+    regulariser beside cross entropy.
+
+    References
+    ----------
+    Liu, Niles-Weed, Razavian and Fernandez-Granda: Early-Learning Regularization Prevents
+    Memorization of Noisy Labels. NeurIPS 2020, arXiv:2007.00151.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> ELR(epochs=2, verbose=False).fit(part.images, part.labels).label_quality_.shape
+    (60,)
+    """
     loss: str = 'elr'
 
 # %% ../../nbs/14_methods/12_baselines.ipynb #fa44f7b2
@@ -79,13 +115,37 @@ def exchange(
     return float(total)/kept, kept
 
 # %% ../../nbs/14_methods/12_baselines.ipynb #8c1d7e42
+@documented
 @dataclass(eq=False, repr=False)
 class CoTeaching(CrossEntropy):
-    "Two networks, each of which picks from a batch the examples of small loss that the other learns from (Han et al. 2018)"
+    """Co-teaching: two networks, each of which picks from a batch the examples that the other learns from
+
+    Those of small loss are picked; how many are left out grows from none to the forget rate.
+
+    Notes
+    -----
+    With `forget_rate='auto'`, which is not in the paper, the share is that of the labels which the
+    mean prediction so far speaks against, as long as `ramp` lasts.
+
+    References
+    ----------
+    Han et al.: Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels.
+    NeurIPS 2018, arXiv:1804.06872, algorithm 1.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = CoTeaching(epochs=2, forget_rate=.2, verbose=False).fit(part.images, part.labels)
+    >>> [row['forget_rate'] for row in model.history_]
+    [0.2, 0.2]
+    """
     n_networks: int = 2
-    forget_rate: float | str = option('auto', fits=lambda v: v == 'auto' or isinstance(v, (int, float)) and 0 <= v < 1,
-        give="the share of wrong labels, from 0 and below 1, or 'auto'") # of a batch, in the end; 'auto': what looks wrong
-    ramp: float = option(.25, fits=lambda v: 0 <= v <= 1, give='a share of the run, from 0 to 1') # on the way to it
+    forget_rate: float | str = option('auto', "Share of a batch that is left out in the end, from 0 and below 1; 'auto' for that of the labels that look wrong.",
+        fits=lambda v: v == 'auto' or isinstance(v, (int, float)) and 0 <= v < 1,
+        give="the share of wrong labels, from 0 and below 1, or 'auto'")
+    ramp: float = option(.25, 'Share of the run, from 0 to 1, on the way to the forget rate.',
+        fits=lambda v: 0 <= v <= 1, give='a share of the run, from 0 to 1')
 
     def _check(self, o):
         super()._check(o)
@@ -108,13 +168,50 @@ class CoTeaching(CrossEntropy):
         return row | dict(forget_rate=s.forget)
 
 # %% ../../nbs/14_methods/12_baselines.ipynb #bd579772
+@documented
 class Cleanlab(NoisyLabelClassifier):
-    "Confident learning by the cleanlab package, with logistic regression on embeddings (Northcutt et al. 2021)"
-    def __init__(self,
-        folds=5, # parts of the training data, each judged by a model that has not seen it
-        C=1., # inverse strength of the penalty of logistic regression
-        random_state=0, # seed of the folds
-    ):
+    """Confident learning by the cleanlab package, with logistic regression on frozen embeddings
+
+    Labels that cleanlab takes for issues by out-of-sample probabilities are flagged; the classifier
+    is fitted on the others.
+
+    Parameters
+    ----------
+    folds : int
+        Parts of the training data, each judged by a model that has not seen it.
+    C : float
+        Inverse strength of the penalty of logistic regression.
+    random_state : int
+        Seed of the folds.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_classes, n_features)
+        Weights of logistic regression, for embeddings as they come.
+    intercept_ : ndarray of shape (n_classes,)
+        Its bias.
+
+    Raises
+    ------
+    MissingExtra
+        By `fit`, where cleanlab is not installed: pip install "noisynb[compare]".
+
+    Notes
+    -----
+    `label_quality_` is the score of cleanlab, brought to the lower half of the scale for issues and
+    to the upper half for all others.
+
+    References
+    ----------
+    Northcutt, Jiang and Chuang: Confident Learning: Estimating Uncertainty in Dataset Labels.
+    JAIR 2021, arXiv:1911.00068.
+
+    Examples
+    --------
+    >>> Cleanlab(folds=3).get_params()
+    {'C': 1.0, 'folds': 3, 'random_state': 0}
+    """
+    def __init__(self, folds=5, C=1., random_state=0):
         self.folds, self.C, self.random_state = folds, C, random_state
 
     def _model(self):

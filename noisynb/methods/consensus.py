@@ -10,7 +10,7 @@ import inspect
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, check_number
+from ..core import NoisynbError, check_number, documented
 from .registry import make, method_class
 from .base import NoisyLabelClassifier, check_embeddings, check_training
 
@@ -47,15 +47,47 @@ def _limit(quality, few):
     first, last = np.searchsorted(s, s[few], 'left'), np.searchsorted(s, s[few], 'right')
     return float(s[few] if few - first < last - few or last == len(s) else s[last])
 
+@documented
 class Consensus(NoisyLabelClassifier):
-    "Several methods on embeddings, whose label qualities are combined and whose predictions are averaged"
-    def __init__(self,
-        members=('corrected', 'lend-graph', 'linear'), # names in the registry, or a dict name -> options
-        combine='calibrated', # or 'rank'
-        parts=20, # of the calibrated way: into which ranks are sorted
-        random_state=0, # of members that use chance
-        device='auto', # where members search or train
-    ):
+    """Several methods on embeddings, whose label qualities are combined and whose predictions are averaged
+
+    The share of labels that is flagged is the mean of the shares that the members flag.
+
+    Parameters
+    ----------
+    members : sequence of str, or dict
+        Two or more names in the registry of methods, or a dict from name to options.
+    combine : str
+        How qualities are combined: 'calibrated' (naive Bayes on their ranks, learnt without clean
+        labels) or 'rank' (mean rank).
+    parts : int
+        Parts into which the calibrated way sorts the ranks; 2 or more.
+    random_state : int
+        Seed of the members that draw at random.
+    device : str
+        Where members search or train: 'auto', 'cpu' or 'cuda'.
+
+    Attributes
+    ----------
+    members_ : dict
+        The fitted members by name.
+
+    References
+    ----------
+    Calibration: after Dawid and Skene: Maximum Likelihood Estimation of Observer Error-Rates Using
+    the EM Algorithm. Applied Statistics, 1979.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> X = extract(part.images, 'raw')
+    >>> model = Consensus(members=('wann', 'lend-graph')).fit(X, part.labels)
+    >>> list(model.members_), model.predict_proba(X[:5]).shape
+    (['wann', 'lend-graph'], (5, 10))
+    """
+    def __init__(self, members=('corrected', 'lend-graph', 'linear'), combine='calibrated', parts=20, random_state=0, device='auto'):
         self.members, self.combine, self.parts, self.random_state, self.device = members, combine, parts, random_state, device
 
     def fit(self, X, y,

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 import numpy as np
-import torch
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, check_options, option, pick_device, processor_threads, torch_generator, unknown
+import torch
+from ..core import NoisynbError, check_options, documented, option, pick_device, processor_threads, torch_generator, unknown
 from ..disk import fingerprint
-from ..losses import make_loss
-from .base import NoisyLabelClassifier, check_labels, renewed
 from ..networks import architecture, build_network
+from ..losses import make_loss
 from ..training import Schedule, State, evaluate, flip_option, image_set, layer_chance, schedules, sgd, train
+from .base import NoisyLabelClassifier, check_labels, renewed
 
 # %% ../../nbs/14_methods/02_images.ipynb #b43a42e1
 def check_images(
@@ -116,28 +116,72 @@ def judge(
 _pixels = 'a side in pixels, or 0 for none'
 def _side(v): return v is None or isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0
 
+@documented
 @dataclass(eq=False, repr=False)
 class ImageMethod(NoisyLabelClassifier, ABC):
-    "Networks that learn from images with labels that may be wrong"
-    network: str = 'auto' # a name in noisynb.networks; 'auto' for one that suits images and device
-    network_options: dict | None = None # for make_network
-    epochs: int = option(40, low=1, whole=True) # at most
-    time_budget: float | None = option(None, above=True, free=(None,)) # minutes to fit the schedule to; None: no limit
-    batch_size: int = option(128, low=1, whole=True)
-    learning_rate: float = option(.05, above=True) # the largest
-    schedule: str = option('cosine', choices=schedules) # one of noisynb.training.schedules
-    momentum: float = option(.9, high=.9999)
-    weight_decay: float = option(5e-4)
-    flip: bool | str = flip_option() # mirror images at random; 'auto': those in colour
-    resize: int | None = option(None, fits=_side, give=_pixels) # side of images decoded from files
-    crop: int | None = option(None, fits=_side, give=_pixels) # side that is seen: random windows, later the middle
-    checkpoint: str | None = option(None, fits=lambda v: v is None or isinstance(v, str),
-        give='the path of a file as text, so that the model can be saved with its options') # file to go on from, and to keep up to date
-    random_state: int = 0 # of everything random
-    device: str = 'auto' # 'auto', 'cpu' or 'cuda'
-    threads: int = option(1, low=1, whole=True) # of the processor; their number decides the bits of the result
-    verbose: bool = True # show the history while it grows
-    compile: bool = False # torch.compile, on a GPU: a minute at first, faster afterwards
+    """Networks that learn from images with labels that may be wrong; the base of such methods
+
+    A method adds what it does in an epoch. The rest is the same for all: options, networks,
+    schedule, checkpoints, history, and predictions by the mean of the networks.
+
+    Attributes
+    ----------
+    options_ : Options
+        The values of all parameters as they were settled when `fit` began, read only: what was
+        given, else what the setting says, else the recipe.
+    history_ : list of dict
+        A row for each epoch: its loss, learning rate, seconds, and what the method counts.
+    weights_ : dict
+        Weights of each network, by its number and the name of the layer.
+    architecture_ : dict
+        What the networks are made from: name, classes, channels, size, options.
+    image_shape_ : ndarray of shape (3,)
+        Height, width and channels of the training images.
+    statistics_ : ndarray of shape (2, n_channels)
+        Mean and standard deviation of each channel, by which images are scaled.
+
+    Raises
+    ------
+    NoisynbError
+        By `fit`, for options, images or labels that cannot be used; the message names the value,
+        the place and the remedy. By `predict` and `predict_proba`, for images of another shape.
+
+    Notes
+    -----
+    With a `checkpoint`, a fit that was stopped goes on where it was, and ends in the same numbers.
+    On the same CPU and versions of the libraries, the same parameters give the same bits.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.methods import make
+    >>> part = load('digits').train.take(range(60))
+    >>> model = make('ce', epochs=2, verbose=False).fit(part.images, part.labels)
+    >>> model.options_.network, len(model.history_)
+    ('auto', 2)
+    """
+    network: str = option('auto', "A name in noisynb.networks; 'auto' for one that suits images and device.")
+    network_options: dict | None = option(None, 'Options of the network, for `make_network`.')
+    epochs: int = option(40, 'Epochs of training, at most.', low=1, whole=True)
+    time_budget: float | None = option(None, 'Minutes to fit the schedule to; None for no limit.', above=True, free=(None,))
+    batch_size: int = option(128, 'Images of a training step.', low=1, whole=True)
+    learning_rate: float = option(.05, 'The largest learning rate of the run.', above=True)
+    schedule: str = option('cosine', 'How the learning rate changes, see `noisynb.training.schedules`.', choices=schedules)
+    momentum: float = option(.9, 'Momentum of stochastic gradient descent.', high=.9999)
+    weight_decay: float = option(5e-4, 'Weight decay of stochastic gradient descent.', low=0)
+    flip: bool | str = flip_option()
+    resize: int | None = option(None, 'Side in pixels to which images in files are decoded; 0 for none, and so is None without a recipe.',
+        fits=_side, give=_pixels)
+    crop: int | None = option(None, 'Side in pixels of what is seen: random windows in training, later the middle; '
+        '0 for whole images, and so is None without a recipe.', fits=_side, give=_pixels)
+    checkpoint: str | None = option(None, 'File to go on from, and to keep up to date.',
+        fits=lambda v: v is None or isinstance(v, str),
+        give='the path of a file as text, so that the model can be saved with its options')
+    random_state: int = option(0, 'Seed of everything random.')
+    device: str = option('auto', "Where networks train: 'auto', 'cpu' or 'cuda'.")
+    threads: int = option(1, 'Threads of the processor; their number decides the bits of the result.', low=1, whole=True)
+    verbose: bool = option(True, 'Show the history while it grows.')
+    compile: bool = option(False, 'Compile networks on a GPU: a minute at first, faster afterwards.')
 
     input = 'images'
     recipes, sizes, settings, fixed = {}, (), {}, {} # as in `resolve`

@@ -13,10 +13,10 @@ from itertools import count, islice
 import numpy as np
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
-from ..core import check_number, generator, pick_device, processor_threads, unknown, whole_number
+from ..core import check_number, documented, generator, pick_device, processor_threads, unknown, whole_number
 from ..show import live_table
-from .base import NoisyLabelClassifier, check_embeddings, check_training
 from ..quality import Correction
+from .base import NoisyLabelClassifier, check_embeddings, check_training
 
 # %% ../../nbs/14_methods/11_linear.ipynb #1145807f
 def stratified_places(
@@ -177,25 +177,93 @@ recipes = dict(
 )
 
 # %% ../../nbs/14_methods/11_linear.ipynb #85bada6e
+@documented
 class LinearProbe(NoisyLabelClassifier):
-    "Softmax regression on standardised embeddings, with any loss, stopped by given labels; label quality by cross-fitting"
-    def __init__(self,
-        loss='ce', # a name in noisynb.losses
-        loss_options=None, # dict of its hyper-parameters, where the preset's are not wanted
-        preset='cifar10', # table of published hyper-parameters: 'cifar10', 'cifar100', 'mnist' or 'webvision'
-        recipe='fast', # how it trains: 'fast', or 'published' for that of the WANN paper's probes
-        learning_rate=None, # of Adam; None for the recipe's, and so for the next five
-        batch_size=None,
-        epochs=None, # at most
-        patience=None, # epochs that do no better on the validation rows
-        stop_by=None, # what is better there: 'loss' or 'accuracy'
-        steps=None, # least number of steps in an epoch
-        standardize=True, # scale each dimension to mean 0 and standard deviation 1
-        cross_fit=5, # parts of the training data, each judged by a model that has not seen it
-        time_budget=None, # minutes of training; None for as long as it takes
-        random_state=0, # seed of splits and batches
-        device='auto', # where it trains
-    ):
+    """Softmax regression on frozen embeddings, with any loss; label quality by cross-fitting
+
+    One linear layer is trained with Adam and stopped by given labels that were set aside. Beside
+    it, one model for each part of the training data looks away from that part; what these models
+    predict for the examples they have not seen is corrected by the label noise that it shows, and
+    judges the given labels.
+
+    Parameters
+    ----------
+    loss : str
+        A name in noisynb.losses.
+    loss_options : dict or None
+        Hyper-parameters of the loss, where those of the preset are not wanted.
+    preset : str
+        Table of published hyper-parameters of the loss: 'cifar10', 'cifar100', 'mnist' or
+        'webvision'.
+    recipe : str
+        How it trains: 'fast', or 'published' for that of the probes in the paper on WANN.
+    learning_rate : float or None
+        Learning rate of Adam; None for the recipe's.
+    batch_size : int or None
+        Rows of a training step; None for the recipe's.
+    epochs : int or None
+        Epochs of training, at most; None for the recipe's.
+    patience : int or None
+        Epochs that do no better on the validation rows before it stops; None for the recipe's.
+    stop_by : str or None
+        What is better on the validation rows: 'loss' or 'accuracy'; None for the recipe's.
+    steps : int or None
+        Least number of steps in an epoch; None for the recipe's.
+    standardize : bool
+        Scale each dimension to mean 0 and standard deviation 1 first.
+    cross_fit : int
+        Parts of the training data, each judged by a model that has not seen it; 2 or more.
+    time_budget : float or None
+        Minutes of training; None for as long as it takes.
+    random_state : int
+        Seed of the splits and batches.
+    device : str
+        Where it trains: 'auto', 'cpu' or 'cuda'.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_classes, n_features)
+        Weights of the layer, for scaled embeddings.
+    intercept_ : ndarray of shape (n_classes,)
+        Bias of the layer.
+    mean_ : ndarray of shape (n_features,)
+        What is taken from each row before the layer; zeros without `standardize`.
+    std_ : ndarray of shape (n_features,)
+        What each row is divided by before the layer; ones without `standardize`.
+    validation_ : ndarray of shape (n_validation,)
+        Positions of the training examples that were set aside to stop by.
+    folds_ : ndarray of shape (n_samples,)
+        The part that each training example belongs to in cross-fitting.
+    held_out_proba_ : ndarray of shape (n_samples, n_classes)
+        Probabilities by the model that has not seen the example.
+    transition_ : ndarray of shape (n_classes, n_classes)
+        Label noise as estimated without clean labels: chance of a given label (column) by the
+        true class (row). Missing where there is one class only.
+    history_ : list of dict
+        A row for each epoch of the layer: its loss, and loss and accuracy on the validation rows.
+    best_epoch_ : int
+        The epoch, from 1, whose weights were kept.
+    stopped_ : str
+        Why training ended: 'epochs', 'patience', 'time' or 'one class'.
+
+    References
+    ----------
+    Recipe 'published': Di Salvo, Doerrich, Rieger and Ledig: An Embedding is Worth a Thousand Noisy
+    Labels. TMLR 2025, arXiv:2408.14358, which compares WANN with linear probes.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> X = extract(part.images, 'raw')
+    >>> model = LinearProbe(epochs=20).fit(X, part.labels)
+    >>> model.coef_.shape, model.held_out_proba_.shape
+    ((10, 64), (300, 10))
+    """
+    def __init__(self, loss='ce', loss_options=None, preset='cifar10', recipe='fast', learning_rate=None, batch_size=None,
+            epochs=None, patience=None, stop_by=None, steps=None, standardize=True, cross_fit=5, time_budget=None,
+            random_state=0, device='auto'):
         self.loss, self.loss_options, self.preset, self.recipe = loss, loss_options, preset, recipe
         self.learning_rate, self.batch_size, self.epochs, self.patience, self.stop_by, self.steps = learning_rate, batch_size, epochs, patience, stop_by, steps
         self.standardize, self.cross_fit, self.time_budget, self.random_state, self.device = standardize, cross_fit, time_budget, random_state, device

@@ -12,15 +12,15 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
-import torch
 from torch import nn
 from torch.nn import functional as F
-from ..augment import fmix, mixup
-from ..core import option
+import torch
+from ..core import documented, option
 from ..losses import negative_entropy
-from .images import ImageMethod, check_warmup, in_epochs, warming
+from ..augment import fmix, mixup
 from ..selection import agreement, class_quotas, matched_confidence, min_max, ramp, small_loss, two_component
 from ..training import autocast, batches, evaluate, paced, step
+from .images import ImageMethod, check_warmup, in_epochs, warming
 
 # %% ../../nbs/14_methods/22_promix.ipynb #32a6fae7
 def debias(
@@ -297,43 +297,85 @@ def chosen_epoch(
     return dict(loss=float(total)/(2*len(order)), n_clean=sum(counts.values()), **counts, images=2*sum(map(len, order)))
 
 # %% ../../nbs/14_methods/22_promix.ipynb #9c03ff42
+@documented
 @dataclass(eq=False, repr=False)
 class ProMix(ImageMethod):
-    "Two networks that choose as many right labels as they can (Xiao et al. 2023)"
-    recipe: str = 'auto' # a name in `recipes`; 'auto': 'small' for fewer than 5,000 images, 'medium' for fewer than 20,000, else 'fast'
-    setting: str|None = None # a row of `settings`
-    network: str = None # None for the recipe's, and so for all that follow
+    """Two networks that choose as many right labels as they can, class by class
+
+    In each epoch a network takes the same number of examples of smallest loss from each class, adds
+    every label of a batch of which it is sure, and late in the run the examples on which both
+    networks agree. It learns the rest with a second head, without the bias towards frequent classes.
+
+    Attributes
+    ----------
+    stages_ : ndarray of shape (2, n_samples)
+        By which rule each network chose each example in the last epoch: 1 loss, 2 confidence,
+        3 agreement, 0 none, -1 for one that it did not see.
+    targets_ : ndarray of shape (2, n_samples)
+        Codes of the labels that each network learnt from, positions in `classes_`.
+    marginals_ : ndarray of shape (2, 2, n_classes)
+        How often each class is predicted: of each network, among chosen examples and among the rest.
+    rho_ : float or None
+        Share chosen by loss; None where the warm-up filled the run.
+    clean_rate_ : float
+        Share of right labels as estimated without clean labels: the largest agreement of networks
+        and labels so far.
+
+    Notes
+    -----
+    `recipe='auto'` takes 'small' below 5,000 images, 'medium' below 20,000, else 'fast'; these are
+    of this library. 'published' is the code of the authors, 'lmnl' their form for the challenge on
+    learning with noisy labels. Lengths of time are in epochs, or below 1 in shares of the run.
+
+    References
+    ----------
+    Xiao et al.: ProMix: Combating Label Noise via Maximizing Clean Sample Utility. IJCAI 2023,
+    arXiv:2207.10276.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = ProMix(epochs=3, warmup=1, verbose=False).fit(part.images, part.labels)
+    >>> [row['kind'] for row in model.history_], model.stages_.shape
+    (['warm-up', 'select', 'select'], (2, 60))
+    """
+    recipe: str = option('auto', "A name in `recipes`; 'auto' for one by the number of images.")
+    setting: str|None = option(None, 'A row of `settings`: published values for a data set and its noise.')
+    network: str = None
     epochs: int = None
     batch_size: int = None
     learning_rate: float = None
     schedule: str = None
-    schedule_options: dict|None = None # more arguments of `training.Schedule`
-    nesterov: bool = None
+    schedule_options: dict|None = option(None, 'More arguments of `training.Schedule`.')
+    nesterov: bool = option(None, 'Nesterov momentum.')
     weight_decay: float = None
-    heads: int = option(None, fits=lambda v: v in (1, 2), give='1 or 2') # 2, or 1 for the form without pseudo head
-    warmup: float = option(None) # epochs, or a share of the run
-    confidence_penalty: bool = None # on sure predictions in the warm-up
-    rho: float|str = option(None, high=1, free=('auto', 'seen', 'median')) # share chosen by loss
-    quotas: str = option(None, choices=('equal', 'size')) # 'equal' for each class, or by its 'size'
-    tau: float = option(None) # confidence above which labels are chosen
-    tau_agree: float|None = option(None, free=(None,)) # confidence above which guesses are; None for tau
-    pseudo_labels: str = option(None, choices=('own', 'both')) # whose prediction becomes a label
-    agreement_epochs: float = option(None) # last epochs, or share of the run, in which agreement counts
-    agreement_cap: float = option(None, high=1) # share of a batch up to which agreement adds examples
-    ramp: float = option(None) # epochs, or share of the run, in which w rises to 1
-    beta: float = option(None) # largest weight of what is not chosen
-    beta_ramp: float = option(None) # epochs, or share of the run, in which it is reached
-    beta_after_ramp: float = option(None) # the weight afterwards
-    alpha_o: float = option(None) # strength of the shift in losses
-    alpha_p: float = option(None) # and in guesses
-    temperature: float = option(None, above=True) # of guesses for what is not chosen
-    alpha: float = option(None, above=True) # of mixup
-    fmix: bool = None # FMix beside mixup
-    published_spectrum: bool = None # the spectrum of the published FMix
-    marginal_momentum: float|str = option(None, high=1, free=('auto',)) # 'auto': half is forgotten in 6 % of the run
-    share_mixes: bool = None # one mixup and one FMix for both heads
-    scan_every: int = option(None, low=1, whole=True) # epochs between two choices by loss
-    skip_unweighted: bool = None # no strong views of examples that have no weight
+    heads: int = option(None, 'Heads of a network: 2, or 1 for the form without pseudo head.', fits=lambda v: v in (1, 2), give='1 or 2')
+    warmup: float = option(None, 'Length of the warm-up, in epochs or as a share of the run.', low=0)
+    confidence_penalty: bool = option(None, 'A penalty on sure predictions in the warm-up.')
+    rho: float|str = option(None, "Share chosen by loss; 'auto' and 'seen' estimate it from the share of labels on which the networks "
+        "agree ('auto' with caution), 'median' from a mixture of the losses, too.", high=1, free=('auto', 'seen', 'median'))
+    quotas: str = option(None, "How many are chosen by loss: 'equal' for each class, or by its 'size'.", choices=('equal', 'size'))
+    tau: float = option(None, 'Confidence above which labels are chosen.', low=0)
+    tau_agree: float|None = option(None, 'Confidence above which guesses are chosen; None for tau.', free=(None,))
+    pseudo_labels: str = option(None, "Whose prediction becomes a label: the network's 'own', or that of 'both'.", choices=('own', 'both'))
+    agreement_epochs: float = option(None, 'Last epochs, or share of the run, in which agreement counts.', low=0)
+    agreement_cap: float = option(None, 'Share of a batch up to which agreement adds examples.', high=1)
+    ramp: float = option(None, 'Time in which the weight of strong and mixed views rises to 1, in epochs or as a share of the run.', low=0)
+    beta: float = option(None, 'Largest weight of what is not chosen.', low=0)
+    beta_ramp: float = option(None, 'Time in which beta is reached, in epochs or as a share of the run.', low=0)
+    beta_after_ramp: float = option(None, 'Weight of what is not chosen afterwards.', low=0)
+    alpha_o: float = option(None, 'Strength of the shift by the marginal in losses.', low=0)
+    alpha_p: float = option(None, 'Strength of the shift by the marginal in guesses.', low=0)
+    temperature: float = option(None, 'Temperature of guesses for what is not chosen; below 1 sharpens.', above=True)
+    alpha: float = option(None, 'Parameter of the beta distribution of mixup.', above=True)
+    fmix: bool = option(None, 'FMix beside mixup.')
+    published_spectrum: bool = option(None, 'The spectrum of the published FMix.')
+    marginal_momentum: float|str = option(None, "Share of the old marginals that a step keeps; 'auto' forgets half in 6 % of the run.",
+        high=1, free=('auto',))
+    share_mixes: bool = option(None, 'One mixup and one FMix for both heads.')
+    scan_every: int = option(None, 'Epochs between two choices by loss.', low=1, whole=True)
+    skip_unweighted: bool = option(None, 'No strong views of examples that have no weight.')
 
     recipes, settings, fixed = recipes, settings, dict(lmnl=('alpha_o', 'alpha_p'))
     renamed = dict(cap='agreement_cap', agree='agreement_epochs', penalty='confidence_penalty', regions='fmix',

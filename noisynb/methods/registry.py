@@ -52,19 +52,58 @@ methods = {
         'several methods on embeddings judge each label, and are calibrated against each other'),
 }
 
-def method_class(
-    name:str, # one of `methods`
-): # a class
-    "The class of a method"
+def method_class(name:str):
+    """The class of a method; its module is imported now
+
+    Parameters
+    ----------
+    name : str
+        A name in `methods`.
+
+    Returns
+    -------
+    type
+        The class, a scikit-learn classifier.
+
+    Raises
+    ------
+    NoisynbError
+        For an unknown name, with the nearest one.
+
+    Examples
+    --------
+    >>> method_class('knn').__name__
+    'KNN'
+    """
     if name not in methods: raise unknown('method', name, methods)
     module, cls = methods[name].where.split(':')
     return getattr(importlib.import_module(module), cls)
 
-def make(
-    name:str, # one of `methods`
-    **options, # of its constructor
-): # an unfitted estimator
-    "The estimator; an unknown method or option is refused with the nearest name"
+def make(name:str, **options):
+    """An unfitted estimator by the name of its method
+
+    Parameters
+    ----------
+    name : str
+        A name in `methods`.
+    **options
+        Of its constructor.
+
+    Returns
+    -------
+    NoisyLabelClassifier
+        The estimator.
+
+    Raises
+    ------
+    NoisynbError
+        For an unknown method or option, with the nearest name.
+
+    Examples
+    --------
+    >>> make('wann', k_max=31)
+    WANN(k_max=31)
+    """
     cls = method_class(name)
     known = list(inspect.signature(cls).parameters)
     for o in options:

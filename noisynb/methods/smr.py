@@ -7,8 +7,9 @@ __all__ = ['recipes', 'SMR']
 
 # %% ../../nbs/14_methods/21_smr.ipynb #706f5f79
 from dataclasses import dataclass
-from . import dividemix
+from ..core import documented
 from .dividemix import DivideMix
+from . import dividemix
 
 # %% ../../nbs/14_methods/21_smr.ipynb #47a10616
 _every = dict(published=30, fast=.1, small=.2, medium=.2, clothing1m=10, webvision50=15)
@@ -20,7 +21,25 @@ recipes = _smr | dict(
         schedule_options=dict(at=(.7,), factor=.01), weight_decay=1e-3, warmup=30, recalibrate=15, lambda_u=0.,
         skip_unweighted=True))
 
+@documented
 @dataclass(eq=False, repr=False)
 class SMR(DivideMix):
-    "DivideMix with a mixup warm-up and epochs of recalibration"
+    """DivideMix with a mixup warm-up and epochs of recalibration
+
+    The warm-up trains on mixed images, whose labels no network can learn by heart. Now and then
+    both networks learn from all labels for one epoch, so that an example which was sorted out by
+    mistake can come back.
+
+    References
+    ----------
+    SMR: Mathematics 2024, 12(15), 2389. DivideMix: Li, Socher and Hoi, ICLR 2020, arXiv:2002.07394.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = SMR(epochs=3, warmup=1, verbose=False).fit(part.images, part.labels)
+    >>> [row['kind'] for row in model.history_]
+    ['warm-up', 'divide', 'divide']
+    """
     recipes, fixed = recipes, dict.fromkeys(recipes, ('warmup_loss',)) # mixup whatever the setting

@@ -10,11 +10,11 @@ import warnings
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
-from ..core import NoisynbError, unknown, whole_number
+from ..core import NoisynbError, documented, unknown, whole_number
 from ..show import Table
-from .base import NoisyLabelClassifier, check_embeddings, check_labels, check_training
 from ..neighbors import NeighborGraph
 from ..quality import LabelQuality, local_weights, restore, state
+from .base import NoisyLabelClassifier, check_embeddings, check_labels, check_training
 
 # %% ../../nbs/14_methods/10_wann.ipynb #c2ac75c8
 def adaptive_sizes(
@@ -74,14 +74,57 @@ def margin(
     return (1 + own - rest.max(1))/2
 
 # %% ../../nbs/14_methods/10_wann.ipynb #4f72e593
+@documented
 class FilteredLDA(TransformerMixin, BaseEstimator):
-    "Linear discriminant analysis on the examples whose label their neighbours confirm (paper: FLDA)"
-    def __init__(self,
-        n_components=None, # dimensions kept; None for min(classes - 1, d)
-        k_min=11, # as in WANN
-        k_max=51, # as in WANN; labels at k_max are left out
-        keep_classes=True, # keep the most reliable tenth of a class that would vanish; False drops it, as the public code does
-    ): self.n_components, self.k_min, self.k_max, self.keep_classes = n_components, k_min, k_max, keep_classes
+    """Linear discriminant analysis on the examples whose label their neighbours confirm (FLDA)
+
+    Parameters
+    ----------
+    n_components : int or None
+        Dimensions kept; None for the smaller of classes - 1 and the width of the embeddings.
+    k_min : int
+        Smallest neighbourhood, as in `WANN`.
+    k_max : int
+        Largest neighbourhood, as in `WANN`; an example whose label no smaller one confirms is
+        left out.
+    keep_classes : bool
+        Keep the most reliable tenth of a class that would vanish; False drops the class, as the
+        public code does.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The classes in sorted order.
+    n_features_in_ : int
+        Width of the embeddings.
+    kept_ : ndarray of shape (n_samples,)
+        Whether each training example was used.
+    mean_ : ndarray of shape (n_features,)
+        Mean that is taken from each row.
+    components_ : ndarray of shape (n_features, n_components)
+        The projection.
+
+    Raises
+    ------
+    NoisynbError
+        By `fit`, for options, embeddings or labels that cannot be used, and for labels of one class.
+
+    References
+    ----------
+    Di Salvo, Doerrich, Rieger and Ledig: An Embedding is Worth a Thousand Noisy Labels. TMLR 2025,
+    arXiv:2408.14358 (there FLDA).
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> X = extract(part.images, 'raw')
+    >>> FilteredLDA(n_components=4).fit(X, part.labels).transform(X).shape
+    (300, 4)
+    """
+    def __init__(self, n_components=None, k_min=11, k_max=51, keep_classes=True):
+        self.n_components, self.k_min, self.k_max, self.keep_classes = n_components, k_min, k_max, keep_classes
 
     def fit(self, X, y, graph=None):
         "Fit on `X` (n, d) and given labels; `graph` is a NeighborGraph of these rows, if there is one"
@@ -142,7 +185,46 @@ def _pca(X, n_components=200):
 
 # %% ../../nbs/14_methods/10_wann.ipynb #903bcb34
 class _Search(NoisyLabelClassifier):
-    "Embeddings to neighbours"
+    """Embeddings to neighbours
+
+    Parameters
+    ----------
+    metric : str
+        Distance of the neighbours: 'euclidean' or 'cosine'.
+    standardize : bool
+        Scale each dimension to mean 0 and standard deviation 1 first.
+    reduce : str or None
+        Project the embeddings first: 'pca', 'lda', or 'flda' for `FilteredLDA`; None for no
+        projection.
+    n_components : int or None
+        Dimensions of the projection; None for 200 (PCA) or classes - 1 (LDA).
+    small : str
+        What to do where there are fewer other examples than neighbours are asked for: 'clamp'
+        takes fewer with a warning, 'raise' is an error.
+    engine : str
+        Engine of the neighbour search: 'auto', 'faiss', 'torch', 'hnsw' or 'ivf'.
+    device : str
+        Where the search runs: 'auto', 'cpu' or 'cuda'.
+
+    Attributes
+    ----------
+    codes_ : ndarray of shape (n_samples,)
+        The given labels as positions in `classes_`.
+    graph_ : NeighborGraph or None
+        The nearest others of each training example; None after a fit on one example.
+    k_star_ : ndarray of shape (n_samples,)
+        Size of the neighbourhood of each training example.
+    reliability_ : ndarray of shape (n_samples,)
+        Reliability of each given label, 1/`k_star_`.
+    mean_ : ndarray of shape (n_features,)
+        Only with `standardize`: mean of each dimension.
+    std_ : ndarray of shape (n_features,)
+        Only with `standardize`: standard deviation of each dimension, 1 for a constant one.
+    center_ : ndarray of shape (n_features,)
+        Only with `reduce`: mean that is taken from each row before the projection.
+    projection_ : ndarray of shape (n_features, n_components)
+        Only with `reduce`: the projection.
+    """
     def neighbor_graph(self,
         X, # (n, d) embeddings
         cached=False, # keep it on disk, and look there first
@@ -253,10 +335,32 @@ class Explanation(Table):
 
 # %% ../../nbs/14_methods/10_wann.ipynb #d8b1b7f0
 class _Explain(_Vote):
-    def explain(self,
-        x, # (d,) or (1, d): one query
-    )->Explanation:
-        "The neighbours that voted on `x`, nearest first, with what each vote counted"
+    def explain(self, x)->Explanation:
+        """The neighbours that voted on one query, nearest first, with what each vote counted
+
+        Parameters
+        ----------
+        x : ndarray of shape (n_features,) or (1, n_features)
+            The query.
+
+        Returns
+        -------
+        Explanation
+            A table of the voters, with the prediction, the size of the neighbourhood, the row that
+            set it, and the lead over the second label.
+
+        Raises
+        ------
+        NoisynbError
+            For more than one row, and for a model that was fitted on one example.
+
+        Examples
+        --------
+        >>> X, given = [[0.], [.1], [.2], [.3], [1.], [1.1], [1.2]], [0, 0, 1, 0, 1, 1, 1]
+        >>> told = KNN(k=3).fit(X, given).explain([.12])
+        >>> told.prediction.item(), told.size, told.set_by
+        (0, 3, 1)
+        """
         check_is_fitted(self)
         if self.graph_ is None: raise NoisynbError('the model was fitted on one example: nobody votes')
         x = x if np.ndim(x) == 2 else np.reshape(x, (1, -1))
@@ -270,10 +374,33 @@ class _Explain(_Vote):
 
 # %% ../../nbs/14_methods/10_wann.ipynb #43ffc008
 class _Edit(_Vote):
-    def relabel(self, y,
-        rows=None, # positions of the examples that `y` belongs to; None for all
-    ):
-        "Change labels, without a new neighbour search"
+    def relabel(self, y, rows=None):
+        """Change given labels of the training examples, without a new neighbour search
+
+        Parameters
+        ----------
+        y : array-like of shape (n_rows,), or one label
+            The new labels; one label goes to all the rows.
+        rows : array-like of shape (n_rows,), default None
+            Positions of the examples, or a mask of all examples; None for all.
+
+        Returns
+        -------
+        self
+            The model as a fresh fit on these labels would give it.
+
+        Raises
+        ------
+        NoisynbError
+            For positions that do not exist, labels that do not fit, and a projection that was
+            learnt from the labels.
+
+        Examples
+        --------
+        >>> X, given = [[0.], [.1], [.2], [.3], [1.], [1.1], [1.2]], [0, 0, 1, 0, 1, 1, 1]
+        >>> KNN(k=3).fit(X, given).relabel(0, rows=[2]).suspects()
+        array([], dtype=int64)
+        """
         check_is_fitted(self)
         labels, y = self.classes_[self.codes_].astype(object), np.asarray(y)
         rows = np.arange(len(labels)) if rows is None else self._rows(rows)
@@ -290,7 +417,32 @@ class _Edit(_Vote):
         return rows.astype(int)
 
     def add(self, X, y):
-        "Add examples `X` (m, d) with labels `y` (m,) at the end"
+        """Add training examples at the end
+
+        Parameters
+        ----------
+        X : array-like of shape (n_new, n_features)
+            Embeddings of the new examples.
+        y : array-like of shape (n_new,)
+            Their labels.
+
+        Returns
+        -------
+        self
+            The model with more examples; scaling stays as it was.
+
+        Raises
+        ------
+        NoisynbError
+            For labels that do not fit, for a model with a projection, and for one that was fitted
+            on one example.
+
+        Examples
+        --------
+        >>> model = KNN(k=1).fit([[0.], [1.]], [0, 1])
+        >>> model.add([[2.], [2.1]], [2, 2]).predict([[2.2]])
+        array([2])
+        """
         check_is_fitted(self)
         Z, y = self._scale(check_embeddings(self, X, reset=False)), np.asarray(y)
         if y.shape != (len(Z),): raise NoisynbError(f'y has shape {y.shape} for {len(Z)} new examples; give one label per example')
@@ -299,7 +451,29 @@ class _Edit(_Vote):
         return self._recount(labels, lambda: self.graph_.add(Z), lambda: np.concatenate([self.graph_.rows_, Z]))
 
     def remove(self, rows):
-        "Remove the examples at positions `rows`; the others move up"
+        """Remove training examples; the others move up
+
+        Parameters
+        ----------
+        rows : array-like of shape (n_rows,)
+            Positions of the examples, or a mask of all examples.
+
+        Returns
+        -------
+        self
+            The model with fewer examples; scaling stays as it was.
+
+        Raises
+        ------
+        NoisynbError
+            For positions that do not exist, for a model with a projection, and if no example is left.
+
+        Examples
+        --------
+        >>> model = KNN(k=1).fit([[0.], [.9], [1.]], [0, 1, 0])
+        >>> model.remove([1]).predict([[.9]])
+        array([0])
+        """
         check_is_fitted(self)
         rows = self._rows(rows)
         labels = np.delete(self.classes_[self.codes_].astype(object), rows)
@@ -321,23 +495,57 @@ class _Edit(_Vote):
         return self._learn()
 
 # %% ../../nbs/14_methods/10_wann.ipynb #80062745
+@documented
 class WANN(_Explain, _Edit):
-    "Weighted adaptive nearest neighbours (Di Salvo et al., TMLR 2025)"
+    """Weighted adaptive nearest neighbours on frozen embeddings
+
+    The size of the neighbourhood of a training example is the smallest whose majority gives its
+    label; the smaller, the more reliable the label. A query asks as many neighbours as its nearest
+    example has, and each vote counts by its reliability.
+
+    Parameters
+    ----------
+    k_min : int
+        Smallest neighbourhood; sizes go up in steps of two.
+    k_max : int
+        Largest neighbourhood, and that of a label that no smaller one confirms.
+    self_rule : str
+        How an example is left out of its own neighbours: by its 'index', or by its 'rank', which
+        leaves out the nearest row, as the public code does; they differ for duplicates.
+    quality : str
+        What `label_quality_` is made from: 'embedding' (votes of neighbours and a kernel on the
+        embeddings), 'graph' (votes of neighbours), or 'reliability' (of the paper).
+
+    Attributes
+    ----------
+    transition_ : ndarray of shape (n_classes, n_classes)
+        Label noise as estimated without clean labels: chance of a given label (column) by the
+        true class (row).
+
+    Notes
+    -----
+    The neighbour graph does not depend on labels: `neighbor_graph` makes it once for several fits.
+    `explain` tells who voted; `relabel`, `add` and `remove` change a fitted model without a new
+    search.
+
+    References
+    ----------
+    Di Salvo, Doerrich, Rieger and Ledig: An Embedding is Worth a Thousand Noisy Labels. TMLR 2025,
+    arXiv:2408.14358: adaptive neighbourhoods, reliability and weighted vote.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> model = WANN(k_max=31).fit(extract(part.images, 'raw'), part.labels)
+    >>> model.label_quality_.shape, model.transition_.shape
+    ((300,), (10, 10))
+    """
     weighted, qualities = True, ['embedding', 'graph', 'reliability']
 
-    def __init__(self,
-        k_min=11, # smallest neighbourhood
-        k_max=51, # largest neighbourhood, and that of a label nobody confirms
-        metric='euclidean', # or 'cosine'
-        standardize=False, # scale each dimension to mean 0 and standard deviation 1, as the public code does
-        reduce=None, # 'pca', 'lda' or 'flda': project first
-        n_components=None, # dimensions of the projection; None for 200 (PCA) or classes - 1 (LDA)
-        self_rule='index', # an example is left out of its own neighbours; 'rank' leaves out the nearest row, as the public code does
-        small='clamp', # what to do where k_max exceeds the other examples: 'clamp' or 'raise'
-        quality='embedding', # what `label_quality_` is made from: 'embedding', 'graph' or 'reliability'
-        engine='auto', # of the neighbour search: 'auto', 'faiss', 'torch', 'hnsw' or 'ivf'
-        device='auto', # where it runs
-    ):
+    def __init__(self, k_min=11, k_max=51, metric='euclidean', standardize=False, reduce=None, n_components=None,
+            self_rule='index', small='clamp', quality='embedding', engine='auto', device='auto'):
         self.k_min, self.k_max, self.metric, self.standardize, self.reduce, self.n_components = k_min, k_max, metric, standardize, reduce, n_components
         self.self_rule, self.small, self.quality, self.engine, self.device = self_rule, small, quality, engine, device
 
@@ -368,22 +576,44 @@ class WANN(_Explain, _Edit):
     def _lengths(self, distances): return np.sqrt(2*distances) if self.metric == 'cosine' else distances
 
 # %% ../../nbs/14_methods/10_wann.ipynb #6e4cd244
+@documented
 class ANN(WANN):
-    "Adaptive nearest neighbours: WANN with every vote counting the same"
+    """Adaptive nearest neighbours on frozen embeddings: WANN with every vote counting the same
+
+    References
+    ----------
+    Di Salvo, Doerrich, Rieger and Ledig: An Embedding is Worth a Thousand Noisy Labels. TMLR 2025,
+    arXiv:2408.14358: adaptive neighbourhoods, with a plain vote (there ANN).
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> ANN().fit(extract(part.images, 'raw'), part.labels).corrected_labels_.shape
+    (300,)
+    """
     weighted = False
 
+@documented
 class KNN(_Explain, _Edit):
-    "Plain vote of the k nearest neighbours"
-    def __init__(self,
-        k=11, # neighbours that vote
-        metric='euclidean', # or 'cosine'
-        standardize=False, # scale each dimension to mean 0 and standard deviation 1
-        reduce=None, # 'pca', 'lda' or 'flda': project first
-        n_components=None, # dimensions of the projection; None for 200 (PCA) or classes - 1 (LDA)
-        small='clamp', # what to do where k exceeds the other examples: 'clamp' or 'raise'
-        engine='auto', # of the neighbour search
-        device='auto', # where it runs
-    ):
+    """Plain vote of the k nearest neighbours on frozen embeddings: the baseline without a remedy
+
+    The quality of a label is its lead over the strongest other label among the votes.
+
+    Parameters
+    ----------
+    k : int
+        Neighbours that vote.
+
+    Examples
+    --------
+    >>> model = KNN(k=3).fit([[0.], [.1], [.2], [.3], [1.], [1.1], [1.2]], [0, 0, 1, 0, 1, 1, 1])
+    >>> model.predict([[.2]]), model.suspects()
+    (array([0]), array([2]))
+    """
+    def __init__(self, k=11, metric='euclidean', standardize=False, reduce=None, n_components=None, small='clamp',
+            engine='auto', device='auto'):
         self.k, self.metric, self.standardize, self.reduce, self.n_components, self.small, self.engine, self.device = k, metric, standardize, reduce, n_components, small, engine, device
 
     def _sizes(self, n): self._k_min, self._k_max = _clamp(whole_number(self.k, 'k'), self.k, n, self.small)
@@ -398,19 +628,38 @@ class KNN(_Explain, _Edit):
         return self
 
 # %% ../../nbs/14_methods/10_wann.ipynb #c81a68c5
+@documented
 class Corrected(WANN):
-    "The votes of neighbours and kernel, corrected by the noise that they show (see the label quality chapter)"
-    def __init__(self,
-        k_max=51, # neighbours that vote
-        metric='euclidean', # or 'cosine'
-        standardize=False, # scale each dimension to mean 0 and standard deviation 1
-        reduce=None, # 'pca', 'lda' or 'flda': project first
-        n_components=None, # dimensions of the projection; None for 200 (PCA) or classes - 1 (LDA)
-        small='clamp', # what to do where k_max exceeds the other examples: 'clamp' or 'raise'
-        quality='embedding', # witnesses: 'embedding' (neighbours and kernel) or 'graph' (neighbours)
-        engine='auto', # of the neighbour search
-        device='auto', # where it runs
-    ):
+    """Votes of neighbours and kernel on frozen embeddings, corrected by the noise that they show
+
+    The transition matrix of the label noise is estimated from the votes, without clean labels, and
+    votes are turned into chances of the true class. A method of this library; the chapter on label
+    quality explains it.
+
+    Parameters
+    ----------
+    k_max : int
+        Neighbours that vote.
+    quality : str
+        What votes: 'embedding' (neighbours and a kernel on the embeddings) or 'graph'
+        (neighbours).
+
+    Attributes
+    ----------
+    chances_ : LabelQuality
+        The fitted estimate of label noise and true classes.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> model = Corrected().fit(extract(part.images, 'raw'), part.labels)
+    >>> model.transition_.shape
+    (10, 10)
+    """
+    def __init__(self, k_max=51, metric='euclidean', standardize=False, reduce=None, n_components=None, small='clamp',
+            quality='embedding', engine='auto', device='auto'):
         self.k_max, self.metric, self.standardize, self.reduce, self.n_components, self.small = k_max, metric, standardize, reduce, n_components, small
         self.quality, self.engine, self.device = quality, engine, device
     k_min, qualities = 11, ['embedding', 'graph']

@@ -10,7 +10,7 @@ import json, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
-from ..core import NoisynbError, pick_device, unknown, whole_number
+from ..core import NoisynbError, documented, pick_device, unknown, whole_number
 from ..disk import atomic_path, atomic_write, cache_folder, fingerprint
 from .search import Search, _sample, _share, _steps, _unit, as_rows, engines
 
@@ -66,16 +66,53 @@ def _read(folder, rows):
     return state | arrays
 
 # %% ../../nbs/07_neighbors/01_neighbors.ipynb #6d912cf8
+@documented
 class NeighborGraph:
-    "The k nearest other rows of every row, and a search for those of new rows"
-    def __init__(self,
-        k:int=51, # neighbours of each row
-        metric:str='euclidean', # or 'cosine'
-        engine:str='auto', # one of `engines`
-        device:str='auto', # where torch works
-        target_recall:float=.99, # share of true neighbours that hnsw and ivf must find for a sample of the rows
-        seed:int=0, # of what hnsw and ivf draw
-    ):
+    """The k nearest other rows of every row, and a search for those of new rows
+
+    No label goes in, so one graph serves all labels, seeds and methods of the same embeddings.
+
+    Parameters
+    ----------
+    k : int
+        Neighbours of each row.
+    metric : str
+        Distance: 'euclidean', or 'cosine' for 1 - cosine of the angle.
+    engine : str
+        'faiss' and 'torch' search exactly, 'hnsw' and 'ivf' approximately; 'auto' for torch on a
+        GPU, or where faiss is not installed, else faiss.
+    device : str
+        Where torch works: 'auto', 'cpu' or 'cuda'.
+    target_recall : float
+        Share of true neighbours that hnsw and ivf must find for a sample of the rows, above 0 and
+        up to 1.
+    seed : int
+        Seed of what hnsw and ivf draw.
+
+    Attributes
+    ----------
+    rows_ : ndarray of shape (n_samples, n_features)
+        The rows, float32; of length one for 'cosine'.
+    n_features_in_ : int
+        Width of the rows.
+    indices_ : ndarray of shape (n_samples, n_neighbors)
+        Positions of the nearest other rows, nearest first, ties by position.
+    distances_ : ndarray of shape (n_samples, n_neighbors)
+        Distances to them.
+
+    Raises
+    ------
+    NoisynbError
+        By `fit`, for rows that are no finite numbers, more neighbours than there are other rows,
+        or options that do not exist.
+
+    Examples
+    --------
+    >>> graph = NeighborGraph(k=1).fit([[0.], [1.], [3.]])
+    >>> graph.indices_.tolist(), graph.distances_.tolist()
+    ([[1], [0], [1]], [[1.0], [1.0], [2.0]])
+    """
+    def __init__(self, k:int=51, metric:str='euclidean', engine:str='auto', device:str='auto', target_recall:float=.99, seed:int=0):
         self.k, self.metric, self.engine, self.device = k, metric, engine, device
         self.target_recall, self.seed = target_recall, seed
 

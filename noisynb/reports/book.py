@@ -7,15 +7,16 @@ __all__ = ['parts', 'for_readers', 'formula', 'book_link', 'Page', 'chapters', '
            'dead_links', 'readme', 'write_readme']
 
 # %% ../../nbs/20_reports/09_book.ipynb #58b64900
-import ast, html, io, os, posixpath, re, shutil, tempfile, tokenize
+import ast, html, importlib, io, os, posixpath, re, shutil, tempfile, tokenize
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote
-from ..core import NoisynbError, require
+from ..core import NoisynbError, doc_entries, doc_sections, require
 from .blocks import Block, code, element, escape, heading, join, link, paragraph, scrollable, table
+
 
 # %% ../../nbs/20_reports/09_book.ipynb #486a17e1
 def for_readers(
@@ -165,6 +166,26 @@ class Entry:
     members: list = field(default_factory=list) # Entry of public methods
     cell: str = '' # where the chapter defines it
 
+def _told(entry) -> Entry:
+    "The entry with what the sections of its docstring say: parameters and returns in its table, the others as Markdown"
+    parts = doc_sections(entry.doc)
+    told, returned = (doc_entries(parts.pop(k, '')) for k in ('Parameters', 'Returns'))
+    cut = lambda kind: ([p.strip(', ') for p in re.split(r'(?:^|, )default ', kind)] + [''])[:2]
+    if told: entry.rows = [(name, *cut(kind), text) for name, (kind, text) in told.items()]
+    if returned:
+        kinds, texts = [kind or name for name, (kind, _) in returned.items()], [text for _, text in returned.values()]
+        entry.returns = ', '.join(kinds), ' '.join(texts)
+    under = lambda name, text: f'**{name}**\n\n{_section(name, text)}' if name else text
+    entry.doc = '\n\n'.join(under(name, text) for name, text in parts.items())
+    return entry
+
+def _section(name, text) -> str:
+    "A section as Markdown: entries as a list, examples as code"
+    if name == 'Examples': return f'```pycon\n{text}\n```'
+    if name not in ('Attributes', 'Raises'): return text
+    line = lambda what, kind, said: f'- `{what}`' + (f' ({kind})' if kind else '') + f': {said}'
+    return '\n'.join(line(what, kind, said) for what, (kind, said) in doc_entries(text).items())
+
 def _line_comments(source) -> dict:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip('# ').rstrip() for t in tokens if t.type == tokenize.COMMENT}
@@ -189,22 +210,23 @@ def _function(node, name, comments, lines) -> Entry:
     alone = any(getattr(d, 'id', getattr(d, 'attr', '')) in ('property', 'cached_property')
         for d in node.decorator_list)
     returned = comments.get(last, '') if last < node.body[0].lineno or node.lineno == last else ''
-    return Entry(name, name + ('' if alone else f'({args})') + arrow, ast.get_docstring(node) or '', rows,
-        (show(node.returns), returned))
+    return _told(Entry(name, name + ('' if alone else f'({args})') + arrow, ast.get_docstring(node) or '', rows,
+        (show(node.returns), returned)))
 
-def _class(node, comments, lines) -> Entry:
-    "The entry of a class: its constructor or fields, and its public methods"
+def _class(node, comments, lines, doc) -> Entry:
+    "The entry of a class: its docstring, constructor or fields, and public methods"
     there = {n.name: n for n in reversed(node.body) if isinstance(n, ast.FunctionDef)}
     bases = ', '.join(map(ast.unparse, node.bases))
     value = lambda n: ast.unparse(n.value) if n.value else ''
     row = lambda n: (n.target.id, ast.unparse(n.annotation), value(n), comments.get(n.end_lineno, ''))
     rows = [row(n) for n in node.body if isinstance(n, ast.AnnAssign)]
-    fields = ', '.join(n + (f'={d}' if d else '') for n, _, d, _ in rows)
-    head = f'({fields or bases})' if fields or bases else ''
-    made = _function(there['__init__'], node.name, comments, lines) if '__init__' in there else Entry(node.name,
-        node.name + head, rows=rows)
-    made.doc = (ast.get_docstring(node) or '') + (f'\n\nBases: `{bases}`' if bases else '')
-    made.returns = ('', '')
+    fields = lambda rows: ', '.join(n + (f'={d}' if d else '') for n, _, d, _ in rows)
+    if '__init__' in there: made = _function(there['__init__'], node.name, comments, lines)
+    else: made = Entry(node.name, node.name + (f'({fields(rows) or bases})' if rows or bases else ''), rows=rows)
+    made.doc = doc or ast.get_docstring(node) or ''
+    made = _told(made)
+    if rows and '__init__' not in there: made.signature = f'{node.name}({fields(made.rows)})'
+    made.doc, made.returns = made.doc + (f'\n\nBases: `{bases}`' if bases else ''), ('', '')
     made.members = [_function(n, f'{node.name}.{m}', comments, lines) for m,
         n in reversed(there.items()) if not m.startswith('_')]
     return made
@@ -224,7 +246,9 @@ def entries(
         if '__all__' in targets: names = ast.literal_eval(node.value); continue
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             targets, entry = [node.name], _function(node, node.name, comments, lines)
-        elif isinstance(node, ast.ClassDef): targets, entry = [node.name], _class(node, comments, lines)
+            if doc := _completed(path, node, source): entry = _told(replace(entry, doc=doc))
+        elif isinstance(node, ast.ClassDef):
+            targets, entry = [node.name], _class(node, comments, lines, _completed(path, node, source))
         elif targets:
             about = comments.get(node.lineno, '') if node.end_lineno == node.lineno else ''
             entry = Entry(targets[0], _short(ast.get_source_segment(source, node)), about)
@@ -238,6 +262,14 @@ def _assigned(node) -> list:
     if not isinstance(node, (ast.Assign, ast.AnnAssign)): return []
     targets = getattr(node, 'targets', [getattr(node, 'target', None)])
     return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+
+def _completed(path, node, source) -> str:
+    "The docstring of what `core.documented` completes when it is imported; '' for others"
+    decorated = 'documented' in map(ast.unparse, node.decorator_list)
+    if not decorated and not re.search(rf'documented\({node.name}\b', source): return ''
+    parts = Path(path).resolve().with_suffix('').parts
+    name = '.'.join(parts[len(parts) - parts[::-1].index('noisynb') - 1:]).removesuffix('.__init__')
+    return getattr(importlib.import_module(name), node.name).__doc__ or ''
 
 def _short(text, most=8) -> str:
     lines = [line if len(line) < 140 else line[:139] + '…' for line in text.split('\n')]

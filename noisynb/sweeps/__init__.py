@@ -270,16 +270,48 @@ class _Sweep:
         for j in self.begun: self.ledger.release(j.key)
 
 # %% ../../nbs/18_sweeps/02_sweeps.ipynb #00d00dc9
-def sweep(
-    grid, # a dict, or the path of a file
-    out='reports', # folder of the reports
-    engine=None, # `Local()`, or another
-    pages:str=None, # 'all', 'first' (seed of each setting) or 'none'; None: as the grid says, else 'all'
-    retry:bool=False, # whether runs that failed earlier are done again
-    since:str=None, # runs from before this time, such as '2026-01-31', are done again
-    say=print, # gets a line for each run that ends
-)->Outcome:
-    "Do what is not done of a grid; may be stopped at any time, and may run on several machines that share the folder"
+def sweep(grid, out='reports', engine=None, pages:str=None, retry:bool=False, since:str=None, say=print)->Outcome:
+    """Do what is not done of a grid of runs
+
+    It may be stopped at any time and called again, and may run on several machines that share the
+    folder. A run is done if its files are there, made by the same configuration.
+
+    Parameters
+    ----------
+    grid : dict, str or Path
+        The sections of a grid, of which 'grid' holds lists of values by the names of
+        `experiment.Config`, or the path of a file of them.
+    out : str or Path, default 'reports'
+        Folder of the reports.
+    engine : engine, default None
+        What does the runs; None for `Local()`, processes of this machine.
+    pages : str, default None
+        Runs that get a page: 'all', 'first' (seed of each setting) or 'none'; None for what the grid
+        says, else 'all'.
+    retry : bool, default False
+        Whether runs that failed earlier are done again.
+    since : str, default None
+        Runs from before this time, such as '2026-01-31', are done again.
+    say : function, default print
+        Gets a line for each run that ends.
+
+    Returns
+    -------
+    Outcome
+        How many runs were finished before and now, and which failed, with the reason.
+
+    Raises
+    ------
+    NoisynbError
+        For a grid, a time or a folder that cannot be used; a run that fails raises nothing.
+
+    Examples
+    --------
+    >>> grid = dict(grid=dict(method=['knn', 'wann'], dataset=['digits'], seed=[0, 1]))
+    >>> try: sweep(grid, out='there', since='tomorrow')
+    ... except NoisynbError as e: print(e)
+    since is 'tomorrow'; give a day or a moment, such as '2026-01-31' or '2026-01-31T12:00'
+    """
     since = since and _time(since)
     books, start = _Sweep(plan(grid, out, pages), out, engine or Local(), retry, since, say), time.monotonic()
     try: books.run()
@@ -288,13 +320,37 @@ def sweep(
     return books.result
 
 # %% ../../nbs/18_sweeps/02_sweeps.ipynb #3f75f363
-def survey(
-    grid, # as in `sweep`
-    out='reports', # as in `sweep`
-    pages:str=None, # as in `sweep`
-    since:str=None, # as in `sweep`
-)->Table:
-    "What of a grid is finished, what failed and what is to be done, by method and data set, with the time it should take one run after the other"
+def survey(grid, out='reports', pages:str=None, since:str=None)->Table:
+    """What of a grid is finished, what failed and what is to be done, by method and data set
+
+    Parameters
+    ----------
+    grid : dict, str or Path
+        The grid, as in `sweep`.
+    out : str or Path, default 'reports'
+        Folder of the reports, as in `sweep`.
+    pages : str, default None
+        Runs that get a page, as in `sweep`.
+    since : str, default None
+        Runs from before this time count as not done, as in `sweep`.
+
+    Returns
+    -------
+    Table
+        A row for each method and data set and one for all, with the time that the rest should take,
+        one run after the other.
+
+    Raises
+    ------
+    NoisynbError
+        For a grid or a time that cannot be used.
+
+    Examples
+    --------
+    >>> grid = dict(grid=dict(method=['knn', 'wann'], dataset=['digits'], seed=[0, 1]))
+    >>> [row['to do'] for row in survey(grid, out='nothing_there_yet').rows]
+    [2, 2, 4]
+    """
     ledger, groups, since, every = Ledger(out), defaultdict(list), since and _time(since), []
     estimate = Estimate(ledger.times())
     for job in plan(grid, out, pages): groups[job.config.method, Path(job.config.settled['dataset']).stem].append(job)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
-from ...core import NoisynbError, check_number, hardware, load_torchvision, pick_device, require, torch_generator, unknown
+from ...core import NoisynbError, check_number, documented, hardware, load_torchvision, option, pick_device, require, torch_generator, unknown
 from .echomod import Diffusion, EchoMod, Identity
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #0d40708f
@@ -215,26 +215,66 @@ def _canvas(h, w, size):
     return tuple(size if side == min(h, w) else max(size, 64*round(side*size/min(h, w)/64)) for side in (h, w))
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #41acd8d7
+@documented
 @dataclass(eq=False, repr=False)
 class ControlNet(EchoMod):
-    "Stable Diffusion with a ControlNet, led by the edges of an image and the name of a class"
-    base: object = 'lcm' # as in `pipeline`; or a StableDiffusionControlNetPipeline of your own
-    control: str | None = None # as in `pipeline`
-    vae: str | None = None # as in `pipeline`
-    prompt: object = 'a photo of a {}' # as in `prompts`
-    negative: str = '' # what guidance leads away from
-    size: int = 256 # of the short side of what is drawn, in pixels
-    steps: int | None = None # passes through the network; None: 4 if distilled, else 20
-    scheduler: str | None = None # 'lcm', 'ddim' or 'unipc'; None: 'lcm' if distilled, else 'unipc'
-    guidance: float | None = None # w; None: 8 if distilled, else 7.5; 1: none
-    strength: float = 1. # 1: from pure noise; less: from the image with that much noise; 0: the image itself
-    scale: float = 1. # of what the ControlNet adds
-    low: float = .1 # of `canny`
-    high: float = .2 # of `canny`
-    sigma: float = 1.4 # of `canny`
-    batch_size: int | None = None # images at a time; None: 64 on CUDA, else 4
-    dtype: str | None = None # of weights that are loaded, 'float32' or 'bfloat16'; None: bfloat16 on CUDA
-    compile: bool = False # the networks; the first batch then takes a minute longer
+    """Stable Diffusion with a ControlNet, led by the edges of an image and the name of a class
+
+    Nothing is trained: the weights come from huggingface.co, pinned to a revision, or from a folder.
+
+    Attributes
+    ----------
+    pipe_ : StableDiffusionControlNetPipeline
+        The generator with its weights.
+    prompts_ : list of str
+        What it is told for each class.
+    distilled_ : bool
+        Whether guidance is built into the generator.
+    steps_ : int
+        Passes through the network.
+    scheduler_ : str
+        The scheduler that is used.
+    guidance_ : float
+        The guidance that is used.
+    words_ : Tensor
+        Encoded prompts, the negative one last.
+
+    Raises
+    ------
+    MissingExtra
+        By `fit`, where diffusers is not installed: pip install "noisynb[echo]".
+    NoisynbError
+        By `fit` and `edit`, for options, images or names that cannot be used, and for weights that
+        are not there.
+
+    References
+    ----------
+    Zhang, Rao and Agrawala: Adding Conditional Control to Text-to-Image Diffusion Models. ICCV 2023,
+    arXiv:2302.05543. Default weights: Luo et al.: Latent Consistency Models. 2023, arXiv:2310.04378.
+
+    Examples
+    --------
+    >>> mod = ControlNet(size=256, prompt='a blurry photo of a {}')
+    >>> mod.strength, mod.scheduler is None
+    (1.0, True)
+    """
+    base: object = option('lcm', 'Weights, as in `pipeline`: a name, owner/name@revision or a folder; or a pipeline of your own.')
+    control: str | None = option(None, 'Weights of the ControlNet, as in `pipeline`.')
+    vae: str | None = option(None, 'Weights of the decoder, as in `pipeline`.')
+    prompt: object = option('a photo of a {}', 'Text with {} where the name of the class goes, or a dict from name to text.')
+    negative: str = option('', 'What guidance leads away from.')
+    size: int = option(256, 'Short side of what is drawn, in pixels; a multiple of 8.')
+    steps: int | None = option(None, 'Passes through the network; None for 4 if distilled, else 20.')
+    scheduler: str | None = option(None, "'lcm', 'ddim' or 'unipc'; None for 'lcm' if distilled, else 'unipc'.")
+    guidance: float | None = option(None, 'Weight of the guidance; 1 for none; None for 8 if distilled, else 7.5.')
+    strength: float = option(1., '1 starts from pure noise, less from the image with that much noise, 0 leaves the image as it is.')
+    scale: float = option(1., 'Scale of what the ControlNet adds.')
+    low: float = option(.1, 'A ridge of `canny` goes on down to this share of the largest gradient.')
+    high: float = option(.2, 'A ridge of `canny` counts if it reaches this share somewhere.')
+    sigma: float = option(1.4, 'Blur before `canny`, in pixels.')
+    batch_size: int | None = option(None, 'Images at a time; None for 64 on CUDA, else 4.')
+    dtype: str | None = option(None, "Of weights that are loaded, 'float32' or 'bfloat16'; None for bfloat16 on CUDA, else float32.")
+    compile: bool = option(False, 'Compile the networks; the first batch then takes a minute longer.')
     free = EchoMod.free + ('base', 'control', 'vae', 'batch_size', 'compile') # the weights themselves are in the fingerprint
 
     def fit(self, images, given, n_classes, classes=None, trust=None):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import functional as F
 import torch
-from ...core import NoisynbError, check_options, option, pick_device, processor_threads, torch_generator, unknown
+from ...core import NoisynbError, check_options, documented, option, pick_device, processor_threads, torch_generator, unknown
 from ...show import track
 from ...disk import Store, fill, fingerprint
 from ...networks import EMA
@@ -22,12 +22,35 @@ from .early import EarlyNetwork, believe, check_set, cosine, neighbor_trust, sep
 from .diffusion import UNet, signal_shares, travel
 
 # %% ../../../nbs/14_methods/24_echoalign/02_echomod.ipynb #d28181c6
+@documented
 @dataclass(eq=False, repr=False)
 class EchoMod(ABC):
-    "Edits images toward labels; what is the same for all kinds"
-    random_state: int = 0 # of everything random
-    device: str = 'auto' # 'auto', 'cpu' or 'cuda'
-    threads: int = 1 # of the processor; their number decides the last bits
+    """Edits images toward labels; what is the same for all kinds
+
+    Attributes
+    ----------
+    n_classes_ : int
+        How many classes there are.
+    classes_ : tuple of str
+        Names of the classes.
+    shape_ : tuple of int
+        Height, width and channels of the images.
+    data_ : str
+        A mark of what it was fitted on.
+
+    Raises
+    ------
+    NoisynbError
+        By `fit` and `edit`, for options, images or labels that cannot be used.
+
+    References
+    ----------
+    Zheng et al.: EchoAlign: Bridging Generative and Discriminative Learning under Noisy Labels.
+    2024, arXiv:2405.12969: EchoMod.
+    """
+    random_state: int = option(0, 'Seed of everything random.')
+    device: str = option('auto', "Where it runs: 'auto', 'cpu' or 'cuda'.")
+    threads: int = option(1, 'Threads of the processor; their number decides the last bits.')
     free = ('device',) # fields that change no echo
 
     def fit(self,
@@ -87,25 +110,56 @@ class Identity(EchoMod):
 # %% ../../../nbs/14_methods/24_echoalign/02_echomod.ipynb #e601e911
 def _eights(widths): return len(widths) and all(w % 8 == 0 and w >= 8 for w in widths)
 
+@documented
 @dataclass(eq=False, repr=False)
 class Diffusion(EchoMod):
-    "A small class-conditional diffusion model, trained on the noisy set itself"
-    widths: str | tuple = option('auto', free=('auto',), fits=_eights, give='multiples of 8') # channels at each size
-    blocks: int | None = option(None, low=1, whole=True, free=(None,)) # at each size; None for what suits the images
-    verbose: bool = True # show progress
-    checkpoint: str | None = None # file for the trained weights, to go on from and to load them from
-    epochs: int = option(20, low=1, whole=True) # at most; more, and it memorises wrong labels
-    time_budget: float | None = option(None, above=True, free=(None,)) # minutes; None: as long as it takes
-    batch_size: int = option(128, low=1, whole=True)
-    learning_rate: float = option(2e-3, above=True) # the largest
-    null_share: float = option(.1, high=1) # of the believed labels, hidden at random
-    ema: float = option(.995, high=1) # share of the mean of the weights that a step keeps
-    flip: bool | str = flip_option() # mirror images at random; 'auto': those in colour
-    boot: float = option(.5, high=1) # share of the labels to believe, found out by an early network; 0: believe all
-    start: str = option('inversion', choices=('inversion', 'noise')) # or 'noise'
-    strength: float = option(.9, high=1) # how far an image is dissolved, from 0 (not at all) to 1
-    guidance: float = option(6.) # how hard an echo is pulled toward its label
-    steps: int = option(8, low=1, whole=True) # up, and down again
+    """A small class-conditional diffusion model, trained on the noisy set itself
+
+    An echo is made by dissolving the image into noise without a label and going back with the label
+    that it is to show.
+
+    Attributes
+    ----------
+    network_ : UNet
+        The trained network, the mean of its weights over the last steps.
+    believed_ : ndarray of shape (n_samples,)
+        Whether each given label is believed, and so conditions the model.
+    early_ : EarlyNetwork or None
+        The classifier that decided which labels to believe; None where none was needed.
+    history_ : list of dict
+        A row for each epoch.
+
+    References
+    ----------
+    Nichol and Dhariwal: Improved Denoising Diffusion Probabilistic Models. ICML 2021. Inversion:
+    Song, Meng and Ermon: Denoising Diffusion Implicit Models. ICLR 2021. Guidance: Ho and Salimans:
+    Classifier-Free Diffusion Guidance. 2022.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> mod = Diffusion(epochs=1, boot=0, steps=2, verbose=False).fit(part.images, part.labels, 10)
+    >>> mod.edit(part.images[:2], part.labels[:2], [0, 1]).shape
+    (2, 8, 8, 1)
+    """
+    widths: str | tuple = option('auto', "Channels at each size, multiples of 8; 'auto' for what suits images and device.",
+        free=('auto',), fits=_eights, give='multiples of 8')
+    blocks: int | None = option(None, 'Blocks at each size; None for what suits the images.', low=1, whole=True, free=(None,))
+    verbose: bool = option(True, 'Show progress.')
+    checkpoint: str | None = option(None, 'File for the trained weights, to go on from and to load them from.')
+    epochs: int = option(20, 'Epochs at most; with more it memorises wrong labels.', low=1, whole=True)
+    time_budget: float | None = option(None, 'Minutes of training; None for as long as it takes.', above=True, free=(None,))
+    batch_size: int = option(128, 'Images of a training step.', low=1, whole=True)
+    learning_rate: float = option(2e-3, 'The largest learning rate of the run.', above=True)
+    null_share: float = option(.1, 'Share of the believed labels that are hidden at random.', high=1)
+    ema: float = option(.995, 'Share of the mean of the weights that a step keeps.', high=1)
+    flip: bool | str = flip_option()
+    boot: float = option(.5, 'Share of the labels to believe, found out by an early network; 0 believes all.', high=1)
+    start: str = option('inversion', 'How an image is dissolved: by inversion, or by added noise.', choices=('inversion', 'noise'))
+    strength: float = option(.9, 'How far an image is dissolved, from 0 (not at all) to 1.', high=1)
+    guidance: float = option(6., 'How hard an echo is pulled toward its label.', low=0)
+    steps: int = option(8, 'Steps up, and down again.', low=1, whole=True)
     free = *EchoMod.free, 'verbose', 'checkpoint', 'time_budget'
     editing = 'start', 'strength', 'guidance', 'steps' # options of no training
 

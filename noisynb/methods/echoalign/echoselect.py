@@ -7,13 +7,13 @@ __all__ = ['thresholds', 'cut', 'network_features', 'EchoSelect', 'cut_by_class'
 
 # %% ../../../nbs/14_methods/24_echoalign/04_echoselect.ipynb #89351348
 import numpy as np
-from ...core import NoisynbError, unknown
-from .early import cosine
-from ...embeddings import extract, parse
+from ...core import NoisynbError, documented, unknown
 from ...embeddings.extractors import pca
+from ...embeddings import extract, parse
 from ...networks import Trunk
 from ...selection import min_max, two_component
 from ...training import ImageSet, evaluate
+from .early import cosine
 
 # %% ../../../nbs/14_methods/24_echoalign/04_echoselect.ipynb #3d57caa5
 thresholds = {
@@ -65,14 +65,52 @@ def network_features(
 def _in_batches(function, images, size=1024): return np.concatenate([function(np.asarray(images[i:i + size])) for i in range(0, len(images), size)])
 
 # %% ../../../nbs/14_methods/24_echoalign/04_echoselect.ipynb #de055b40
+@documented
 class EchoSelect:
-    "Which originals to keep, by how alike they are to their echoes"
-    def __init__(self,
-        features=None, # backbone by name, fitted image method, or function of images; None: `fit` is given features
-        threshold='mixture', # one of `thresholds`
-        per_class:bool=False, # a threshold for each given label
-        device:str='auto', # where backbones run
-    ): self.features, self.threshold, self.per_class, self.device = features, threshold, per_class, device
+    """Which originals to keep, by how alike they are to their echoes
+
+    Parameters
+    ----------
+    features : str, image method, function or None
+        What images are compared by: a backbone by name, a fitted image method, or a function of
+        images; None where `fit` is given features.
+    threshold : str or float
+        One of `thresholds`: 'mixture', 'otsu', 'quantile:Q', or a number.
+    per_class : bool
+        A threshold for each given label.
+    device : str
+        Where backbones run: 'auto', 'cpu' or 'cuda'.
+
+    Attributes
+    ----------
+    similarity_ : ndarray of shape (n_samples,)
+        Cosine of the features of original and echo.
+    threshold_ : float, or ndarray of shape (n_classes,)
+        Originals of a similarity above it are kept.
+    keep_ : ndarray of shape (n_samples,)
+        Whether each original is kept.
+    classes_ : ndarray of shape (n_classes,)
+        Only with `per_class`: the given labels in sorted order.
+
+    Raises
+    ------
+    NoisynbError
+        By `fit`, for originals and echoes that do not fit together, features that are not finite,
+        and a threshold that does not exist.
+
+    References
+    ----------
+    Zheng et al.: EchoAlign: Bridging Generative and Discriminative Learning under Noisy Labels.
+    2024, arXiv:2405.12969: EchoSelect.
+
+    Examples
+    --------
+    >>> originals, echoes = [[1., 0.], [0., 1.], [1., 1.]], [[1., 0.], [1., 0.], [1., 1.]]
+    >>> EchoSelect(threshold=.5).fit(originals, echoes).keep_
+    array([ True, False,  True])
+    """
+    def __init__(self, features=None, threshold='mixture', per_class:bool=False, device:str='auto'):
+        self.features, self.threshold, self.per_class, self.device = features, threshold, per_class, device
 
     def fit(self,
         originals, # (n, h, w, c) uint8, or features (n, d)

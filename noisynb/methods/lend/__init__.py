@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.nn import functional as F
 import torch
-from ...core import NoisynbError, check_number, option, unknown, whole_number
+from ...core import NoisynbError, check_number, documented, option, unknown, whole_number
 from ...neighbors import NeighborGraph
 from ...networks import Trunk
 from ...training import autocast, batches, evaluate, paced, step
@@ -179,30 +179,53 @@ def weighted_epoch(
     return float(total)/n, float(counted)/n
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #10053f67
+@documented
 @dataclass(eq=False, repr=False)
 class LEND(ImageMethod):
-    "Label noise dilution (Zhang et al. 2022): labels that their neighbours speak against count less, or not at all"
-    recipe: str = 'ours' # a name in `recipes`: values of all options left at None
+    """Label noise dilution: given labels that their neighbours speak against count less, or not at all
+
+    The labels of a batch, or of all images, flow along a graph of nearest neighbours in the features
+    of the network. The diluted labels say how much each given label counts in the loss.
+
+    Notes
+    -----
+    Recipe 'ours' is of this library, 'code' follows the training script of the authors for CIFAR,
+    and 'paper' what others wrote down of the equations of the paper.
+
+    References
+    ----------
+    Zhang et al., 2022, arXiv:2206.13025. It builds on Zhou et al.: Learning with Local and
+    Global Consistency. NeurIPS 2003.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> part = load('digits').train.take(range(60))
+    >>> model = LEND(epochs=2, verbose=False).fit(part.images, part.labels)
+    >>> model.options_.graph, model.label_quality_.shape
+    ('set', (60,))
+    """
+    recipe: str = option('ours', 'A name in `recipes`: values of all options that are None.')
     epochs: int = None
     batch_size: int = None
     schedule: str = None
-    k: int|str = option(None, low=1, whole=True, free=('auto',)) # neighbours; 'auto' for `suited_k`
-    include_self: bool = None # whether `k` counts the row itself
-    gamma: float = option(None) # power of inner products
-    metric: str = option(None, choices=metrics) # 'euclidean', 'inner' or 'cosine'
-    coupling: str = option(None, choices=couplings) # 'out' or 'in'
-    propagation: float = option(None, high=.9999) # c, the share that comes from neighbours
-    steps: int = option(None, whole=True) # of the walk; 0 for the closed form
-    anchor: bool = None # whether each step of the walk mixes with the start
-    center: bool = None # take out what all rows share
-    history: str = option(None, choices=('input', 'output', 'none')) # where earlier epochs come in
-    history_start: int = option(None, whole=True) # first epoch that they come in
-    beta: float = option(None, high=1) # share of the given label in the input, or of the last visit in the output
-    weighting: str = option(None, choices=weightings) # 'softmax' or 'agree'
-    graph: str = option(None, choices=graphs) # 'batch', 'bank' or 'set'
-    bank: int = option(None, whole=True) # rows of the bank
-    stratified: bool = None # the same share of each class in every batch
-    warmup: float = option(None) # epochs of plain cross entropy first, or a share of the run
+    k: int|str = option(None, "Neighbours; 'auto' for `suited_k`.", low=1, whole=True, free=('auto',))
+    include_self: bool = option(None, 'Whether `k` counts the row itself.')
+    gamma: float = option(None, 'Power of the inner products.', low=0)
+    metric: str = option(None, 'What makes neighbours.', choices=metrics)
+    coupling: str = option(None, "How two rows are joined: by the rows that both point to ('out'), or that point to both ('in').", choices=couplings)
+    propagation: float = option(None, 'Share of a label that comes from neighbours (c).', high=.9999)
+    steps: int = option(None, 'Steps of the walk; 0 for the closed form.', whole=True)
+    anchor: bool = option(None, 'Whether each step of the walk mixes with the start.')
+    center: bool = option(None, 'Take out what all rows share.')
+    history: str = option(None, 'Where earlier epochs come in.', choices=('input', 'output', 'none'))
+    history_start: int = option(None, 'First epoch in which earlier ones come in.', whole=True)
+    beta: float = option(None, 'Share of the given label in the input, or of the last visit in the output.', high=1)
+    weighting: str = option(None, "What a given label counts: its share ('softmax'), or 1 where it is the largest entry ('agree').", choices=weightings)
+    graph: str = option(None, "Rows of the graph: those of a 'batch', with those of the last ones before it ('bank'), or all ('set').", choices=graphs)
+    bank: int = option(None, 'Rows of the bank.', whole=True)
+    stratified: bool = option(None, 'The same share of each class in every batch.')
+    warmup: float = option(None, 'Plain cross entropy first, in epochs or as a share of the run.', low=0)
 
     recipes, renamed, removed = recipes, dict(centre='center'), dict(sharpen=1.)
 
@@ -232,23 +255,69 @@ class LEND(ImageMethod):
     def _finish(self): self._judge(self._table())
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #3f9a45e5
+@documented
 class LENDGraph(NoisyLabelClassifier):
-    "Dilution over the whole neighbour graph of frozen embeddings, then a linear probe on the diluted labels"
+    """Dilution over the whole neighbour graph of frozen embeddings, then a linear probe
+
+    The probe learns from the diluted labels, which also judge the given ones.
+
+    Parameters
+    ----------
+    k : int
+        Neighbours of each row.
+    gamma : float
+        Power of the inner products.
+    coupling : str
+        How two rows are joined: by the rows that both point to ('out'), or that point to both
+        ('in').
+    propagation : float
+        Share of a label that comes from neighbours (c), from 0 and below 1.
+    steps : int or None
+        Steps of the walk; None for the closed form.
+    center : bool
+        Take out what all rows share.
+    C : float
+        Inverse strength of the penalty of the probe.
+    metric : str
+        Distance of the neighbours: 'euclidean' or 'cosine'.
+    standardize : bool
+        Scale each dimension to standard deviation 1 before the search.
+    engine : str
+        Engine of the neighbour search, one of `search.engines`.
+    device : str
+        Where torch searches: 'auto', 'cpu' or 'cuda'.
+
+    Attributes
+    ----------
+    diluted_ : ndarray of shape (n_samples, n_classes)
+        Diluted labels, as shares.
+    coef_ : ndarray of shape (n_classes, n_features)
+        Weights of the probe, for embeddings as they come.
+    intercept_ : ndarray of shape (n_classes,)
+        Bias of the probe; minus infinity for a class that no diluted label gives.
+    mean_ : ndarray of shape (n_features,)
+        Mean of each dimension.
+    std_ : ndarray of shape (n_features,)
+        Standard deviation of each dimension, 1 for a constant one.
+
+    References
+    ----------
+    The dilution of LEND: Zhang et al., 2022, arXiv:2206.13025; the whole graph and the probe are of
+    this library.
+
+    Examples
+    --------
+    >>> from noisynb.datasets import load
+    >>> from noisynb.embeddings import extract
+    >>> part = load('digits').train.take(range(300))
+    >>> X = extract(part.images, 'raw')
+    >>> LENDGraph().fit(X, part.labels).diluted_.shape
+    (300, 10)
+    """
     renamed = dict(centre='center')
 
-    def __init__(self,
-        k=7, # neighbours of each row
-        gamma=3., # power of inner products
-        coupling='out', # 'out' or 'in'
-        propagation=.97, # c, the share that comes from neighbours
-        steps=None, # of the walk; None for the closed form
-        center=True, # take out what all rows share
-        C=1., # inverse strength of the penalty of the probe
-        metric='euclidean', # or 'cosine'
-        standardize=False, # scale columns to unit variance first
-        engine='auto', # one of `search.engines`
-        device='auto', # where torch searches
-    ):
+    def __init__(self, k=7, gamma=3., coupling='out', propagation=.97, steps=None, center=True, C=1., metric='euclidean',
+            standardize=False, engine='auto', device='auto'):
         self.k, self.gamma, self.coupling, self.propagation, self.steps = k, gamma, coupling, propagation, steps
         self.center, self.C = center, C
         self.metric, self.standardize, self.engine, self.device = metric, standardize, engine, device

@@ -287,9 +287,12 @@ class AuditConfig:
     'noisynb audit digits --embedding raw --method knn'
     """
     path: object = option('digits', 'A folder, a .csv or .parquet, an .npz, a name in `datasets`, or a Dataset.')
-    embedding: object = option('auto', "What the method sees of an image, see `noisynb list backbones`; 'auto' for the best that is on this machine.")
+    embedding: object = option('auto',
+        "What the method sees of an image, see `noisynb list backbones`; 'auto' for the best that is on this machine.")
     method: str = option('wann', 'A name in the registry, see `noisynb list methods`.')
-    noise_type: str = option('none', "Kind of label noise to add to a public set or an .npz, or its human labels; 'none' for the labels as they are.")
+    noise_type: str = option('none',
+        "Kind of label noise to add to a public set or an .npz, or its human labels; 'none' for the labels as they "
+        "are.")
     noise_rate: float = option(.05, 'Share of labels to make wrong, for noise that takes a rate.')
     seed: int = option(0, 'Seed of everything random.')
     path_column: str | None = option(None, 'Column of a table that holds the paths; None for one of the usual names.')
@@ -420,7 +423,7 @@ def audit(*parameters, **named)->Audit:
     Examples
     --------
     >>> found = audit('digits', 'raw', method='knn')
-    >>> found.quality.shape, found.order[:3].shape
+    >>> found.quality.shape, found.ranking[:3].shape
     ((1257,), (3,))
     """
     c = parameters[0] if parameters and isinstance(parameters[0], AuditConfig) else AuditConfig(*parameters, **named)

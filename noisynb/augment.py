@@ -16,7 +16,9 @@ from .core import NoisynbError, unknown
 # %% ../nbs/10_augment.ipynb #c6b6e9b4
 def _source(generator):
     "What the drawing functions of PyTorch take: the generator, and the device it lives on"
-    if not isinstance(generator, torch.Generator): raise NoisynbError(f"generator is {generator!r}; give a torch.Generator, such as noisynb.core.torch_generator(0, 'views')")
+    if not isinstance(generator, torch.Generator):
+        raise NoisynbError(f"generator is {generator!r}; give a torch.Generator, such as "
+                           "noisynb.core.torch_generator(0, 'views')")
     return dict(generator=generator, device=generator.device)
 
 def _uniform(shape, generator, device):
@@ -28,16 +30,19 @@ def _portion(x):
     return max(1, 2**20//x[:1].numel() if x.device.type == 'cpu' and len(x) else len(x))
 
 def _check(x, what, colour=False):
-    if x.ndim != 4: raise NoisynbError(f'{what} got a tensor of shape {tuple(x.shape)}; give a batch of images (n, c, h, w)')
+    if x.ndim != 4:
+        raise NoisynbError(f'{what} got a tensor of shape {tuple(x.shape)}; give a batch of images (n, c, h, w)')
     if colour and (x.dtype != torch.uint8 or x.shape[1] not in (1, 3)):
-        raise NoisynbError(f'{what} got {x.dtype} images with {x.shape[1]} channels; give uint8 images with 1 or 3, before normalising')
+        raise NoisynbError(f'{what} got {x.dtype} images with {x.shape[1]} channels; give uint8 images with 1 or 3, '
+                           'before normalising')
 
 # %% ../nbs/10_augment.ipynb #cf37c4af
 def _gather(x, row, col):
     "Pixels at (row, col), which broadcast to (n, height, width); outside is zero"
     n, c, h, w = x.shape
     def part(x, row, col):
-        index = (row.clamp(-1, h)*(w + 2) + (col.clamp(-1, w) + w + 3)).long() # into the images with a black frame of one pixel
+        index = (row.clamp(-1, h)*(w + 2)
+            + (col.clamp(-1, w) + w + 3)).long() # into the images with a black frame of one pixel
         framed = torch.nn.functional.pad(x, (1, 1, 1, 1)).flatten(2)
         return framed.gather(2, index.flatten(1)[:, None].expand(-1, c, -1)).view(-1, c, *index.shape[1:])
     return torch.cat([part(*p) for p in zip(*(t.split(_portion(x)) for t in (x, row, col)))])
@@ -74,8 +79,11 @@ def weak(
     n, _, h, w = x.shape
     pad = min(h, w)//8 if pad is None else pad
     room = [side + 2*pad - (size or side) for side in (h, w)]
-    if pad < 0 or min(room) < 0: raise NoisynbError(f'no window of side {size} in images of {h}x{w} with pad={pad}; choose a smaller size or more padding')
-    if padding == 'reflect' and pad >= min(h, w): raise NoisynbError(f'pad={pad} cannot be reflected in images of {h}x{w}; take less than the side')
+    if pad < 0 or min(room) < 0:
+        raise NoisynbError(f'no window of side {size} in images of {h}x{w} with pad={pad}; choose a smaller size or '
+                           'more padding')
+    if padding == 'reflect' and pad >= min(h, w):
+        raise NoisynbError(f'pad={pad} cannot be reflected in images of {h}x{w}; take less than the side')
     u = _uniform((3, n), generator, x.device)
     top, left = ((u[i]*(r + 1)).long() - pad for i, r in enumerate(room))
     return crop(x, top, left, u[2] < .5 if flip else None, size, padding)
@@ -106,7 +114,8 @@ def invert(x, v):
 def solarize(x, v):
     "Invert the values that are not below the threshold `v`"
     v = v.ceil()
-    return x ^ (x >= v.clamp(max=255).to(torch.uint8)).view(torch.uint8)*(255*(v < 256)).to(torch.uint8) # choosing by a mask is many times slower on bytes
+    return x ^ (x >= v.clamp(max=255).to(torch.uint8)).view(torch.uint8)*(255
+        *(v < 256)).to(torch.uint8) # choosing by a mask is many times slower on bytes
 
 @_operation
 def posterize(x, v):
@@ -117,8 +126,10 @@ def posterize(x, v):
 @_operation
 def autocontrast(x, v):
     "Stretch each channel linearly so that it spans 0 to 255"
-    low, high, levels = *(f(x.flatten(2), 2, keepdim=True).double() for f in (torch.amin, torch.amax)), torch.arange(256, dtype=torch.float64, device=x.device)
-    scale = torch.full_like(high, 255)/(high - low) # a true division in double precision, as in Python: values next to an integer depend on it
+    low, high = (f(x.flatten(2), 2, keepdim=True).double() for f in (torch.amin, torch.amax))
+    levels = torch.arange(256, dtype=torch.float64, device=x.device)
+    # a true division in double precision, as in Python: values next to an integer depend on it
+    scale = torch.full_like(high, 255)/(high - low)
     table = torch.where(high > low, levels*scale - low*scale, levels).clamp_(0, 255).to(torch.uint8)
     return table.gather(2, x.flatten(2).long()).view_as(x)
 
@@ -170,7 +181,8 @@ def sharpness(x, v):
     if min(x.shape[2:]) < 3: return x.clone()
     w, flat, smooth = x.shape[3], x.flatten(2).to(torch.int16), x.float()
     rows = (flat[..., :-2*w] + flat[..., w:-w]).add_(flat[..., 2*w:])
-    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(flat[..., w + 1:-w - 1], alpha=4) # sums that cross an edge are overwritten
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]) # sums that cross an edge are overwritten
+    total.add_(flat[..., w + 1:-w - 1], alpha=4)
     smooth.flatten(2)[..., w + 1:-w - 1] = total.float().div_(13).add_(.5).floor_() # 13 is odd: never near a tie
     smooth[..., 0], smooth[..., -1] = x[..., 0], x[..., -1]
     return _blend(smooth, x, v)
@@ -216,9 +228,10 @@ def translate_y(x, v):
     return crop(x, top, torch.zeros_like(top))
 
 # %% ../nbs/10_augment.ipynb #70957690
-promix_ranges = {'autocontrast': (0, 0), 'equalize': (0, 0), 'identity': (0, 0), 'brightness': (.05, .95), 'colour': (.05, .95), 'contrast': (.05, .95),
-                 'sharpness': (.05, .95), 'posterize': (4, 8), 'rotate': (-30, 30), 'shear_x': (-.3, .3), 'shear_y': (-.3, .3), 'solarize': (0, 256),
-                 'translate_x': (-.3, .3), 'translate_y': (-.3, .3)} # operation -> smallest and largest magnitude (ProMix, code of 2023)
+promix_ranges = { # operation -> smallest and largest magnitude (ProMix, code of 2023)
+    'autocontrast': (0, 0), 'equalize': (0, 0), 'identity': (0, 0), 'brightness': (.05, .95), 'colour': (.05, .95),
+    'contrast': (.05, .95), 'sharpness': (.05, .95), 'posterize': (4, 8), 'rotate': (-30, 30), 'shear_x': (-.3, .3),
+    'shear_y': (-.3, .3), 'solarize': (0, 256), 'translate_x': (-.3, .3), 'translate_y': (-.3, .3)}
 
 def rand_augment(
     x, # (n, 1 or 3, h, w) uint8
@@ -230,12 +243,14 @@ def rand_augment(
     _check(x, 'rand_augment', colour=True)
     for name in ranges:
         if name not in operations: raise unknown('operation', name, operations)
-    which = (_uniform((number, len(x)), generator, 'cpu')*len(ranges)).long() # on the host: the sizes of the groups are needed there
+    which = _uniform((number, len(x)), generator, 'cpu') # on the host: the sizes of the groups are needed there
+    which = (which*len(ranges)).long()
     strength, place = _uniform((number, len(x)), generator, x.device), torch.arange(len(x))
     for drawn, u in zip(which, strength):
         order = drawn[place].argsort(stable=True) # images that drew the same operation become neighbours
         x, place = x[order.to(x.device)], place[order]
-        groups = zip(ranges.items(), *(t.split(drawn.bincount(minlength=len(ranges)).tolist()) for t in (x, u[place.to(x.device)])))
+        sizes = drawn.bincount(minlength=len(ranges)).tolist()
+        groups = zip(ranges.items(), *(t.split(sizes) for t in (x, u[place.to(x.device)])))
         x = torch.cat([operations[name](part, low + (high - low)*share) for (name, (low, high)), *group in groups
                        for part, share in zip(*(t.split(_portion(x)) for t in group))])
     return x[place.argsort().to(x.device)]
@@ -297,7 +312,8 @@ def mix(
     permutation, # (n,) the row to mix with each row
 ): # (n, ...)
     "weight a + (1 - weight) a[permutation]"
-    if not a.is_floating_point(): raise NoisynbError(f'cannot mix {a.dtype}; normalise images first, and turn labels into rows of shares')
+    if not a.is_floating_point():
+        raise NoisynbError(f'cannot mix {a.dtype}; normalise images first, and turn labels into rows of shares')
     return weight*a + (1 - weight)*a[permutation]
 
 def mixup(
@@ -364,7 +380,8 @@ published = { # data set -> mean and standard deviation of each channel, of valu
     'cifar100': ((.507, .487, .441), (.267, .256, .276)),
     'clothing1m': ((.6959, .6537, .6371), (.3113, .3192, .3214)),
     'webvision50': ((.485, .456, .406), (.229, .224, .225))} # those of ImageNet
-published |= {'cifar10n': published['cifar10'], 'cifar100n': published['cifar100'], 'webvision50-imagenet': published['webvision50']}
+published |= {'cifar10n': published['cifar10'], 'cifar100n': published['cifar100'],
+    'webvision50-imagenet': published['webvision50']}
 
 def statistics(
     images, # (n, c, h, w) uint8, the training images
@@ -375,10 +392,12 @@ def statistics(
     _check(images, 'statistics', colour=True)
     if not images.numel(): raise NoisynbError('no training images to measure; give at least one')
     levels = torch.arange(256, dtype=torch.float64)/255
-    share = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu().double()/images[:, 0].numel()
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    share = counts.cpu().double()/images[:, 0].numel()
     mean = share @ levels
     deviation = ((levels - mean[:, None]).square()*share).sum(1).sqrt()
-    return tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.).tolist()) # a constant channel stays finite
+    finite = torch.where(deviation > 0, deviation, 1.) # a constant channel's, too
+    return tuple(mean.tolist()), tuple(finite.tolist())
 
 def normalize(
     x, # (n, c, h, w) uint8
@@ -389,6 +408,7 @@ def normalize(
     "(x/255 - mean)/deviation"
     _check(x, 'normalize')
     if x.dtype != torch.uint8: raise NoisynbError(f'normalize got {x.dtype}; give uint8 images, and normalise once')
-    if not len(mean) == len(deviation) == x.shape[1]: raise NoisynbError(f'normalize got {len(mean)} means for {x.shape[1]} channels; take those of `statistics`')
+    if not len(mean) == len(deviation) == x.shape[1]:
+        raise NoisynbError(f'normalize got {len(mean)} means for {x.shape[1]} channels; take those of `statistics`')
     mean, deviation = (torch.tensor(s, dtype=torch.float32, device=x.device).view(-1, 1, 1) for s in (mean, deviation))
     return x.float().mul_(1/(255*deviation)).sub_(mean/deviation).to(dtype)

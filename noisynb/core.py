@@ -43,9 +43,11 @@ def check_number(
     above:bool=False, # whether `low` itself is too little
 ):
     "`value`, if it is a finite number within the limits"
-    ok = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool) and low <= value <= high and value < math.inf
+    kind = numbers.Integral if whole else numbers.Real
+    ok = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high and value < math.inf
     if ok and (value > low or not above): return value
-    limits = f'above {low:g}' + (f' and up to {high:g}' if high < math.inf else '') if above else f'of {low:g} or more' if high == math.inf else f'from {low:g} to {high:g}'
+    if above: limits = f'above {low:g}' + (f' and up to {high:g}' if high < math.inf else '')
+    else: limits = f'of {low:g} or more' if high == math.inf else f'from {low:g} to {high:g}'
     raise NoisynbError(f'{what} is {value!r}; give a {"whole " if whole else ""}number {limits}')
 
 def whole_number(value, what): return int(check_number(value, what, 1, whole=True))
@@ -114,7 +116,8 @@ def allowed(
     kind = ' or '.join([t for t in types if t != 'str' or not words] + words)
     low, high = rule['limits'].get('low', 0), rule['limits'].get('high')
     if not rule['limits'] or rule['fits']: return kind
-    first = f'above {low:g}' if rule['limits'].get('above') else f'{low:g} or more' if high is None else f'{low:g} to {high:g}'
+    if rule['limits'].get('above'): first = f'above {low:g}'
+    else: first = f'{low:g} or more' if high is None else f'{low:g} to {high:g}'
     return f'{kind}, {first}'
 
 def documented(
@@ -139,12 +142,14 @@ def documented(
         told['Parameters'][name] = ', '.join([type_][:bool(type_)] + default), said
     whole = {'': own.pop('')} | {name: _entries(found) for name, found in told.items() if found} | {
         name: text for name, text in own.items() if name not in told}
-    thing.__doc__ = '\n\n'.join(f'{name}\n{"-"*len(name)}\n{text}' if name else text for name, text in whole.items()) + '\n'
+    section = lambda name, text: f'{name}\n{"-"*len(name)}\n{text}' if name else text
+    thing.__doc__ = '\n\n'.join(section(name, text) for name, text in whole.items()) + '\n'
     return thing
 
 def _entries(found):
     fill = lambda text: textwrap.fill(text, 92, initial_indent='    ', subsequent_indent='    ', break_on_hyphens=False)
-    return '\n'.join(f'{name} : {kind}'.removesuffix(' : ') + ('\n' + fill(said) if said else '') for name, (kind, said) in found.items())
+    entry = lambda name, kind, said: f'{name} : {kind}'.removesuffix(' : ') + ('\n' + fill(said) if said else '')
+    return '\n'.join(entry(name, *told) for name, told in found.items())
 
 
 # %% ../nbs/00_core.ipynb #de64a3d7
@@ -161,8 +166,10 @@ def require(
 # %% ../nbs/00_core.ipynb #31f92de6
 def _entropy(seed, purpose):
     "Two integers that identify the stream"
-    ok = isinstance(seed, int) or type(seed).__module__ == 'numpy' and getattr(seed, 'dtype', None) is not None and seed.dtype.kind in 'iu'
-    if not ok or isinstance(seed, bool) or seed < 0: raise NoisynbError(f'seed is {seed!r}; give an integer of 0 or more')
+    dtype = getattr(seed, 'dtype', None)
+    ok = isinstance(seed, int) or type(seed).__module__ == 'numpy' and dtype is not None and dtype.kind in 'iu'
+    if not ok or isinstance(seed, bool) or seed < 0:
+        raise NoisynbError(f'seed is {seed!r}; give an integer of 0 or more')
     return [int(seed), zlib.crc32(purpose.encode())]
 
 def generator(
@@ -189,17 +196,21 @@ def pick_device(
 )->str:
     "CUDA where there is one, else the CPU; an asked-for device that is absent is an error"
     if device == 'cpu': return device
-    if device != 'auto' and not str(device).startswith('cuda'): raise NoisynbError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'")
+    if device != 'auto' and not str(device).startswith('cuda'):
+        raise NoisynbError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'")
     drivers = '/dev/nvidiactl', '/dev/nvhost-ctrl', '/dev/kfd', '/dev/dxg'
-    if device == 'auto' and sys.platform == 'linux' and not any(map(os.path.exists, drivers)): return 'cpu' # without the second that PyTorch takes to start
+    if device == 'auto' and sys.platform == 'linux' and not any(map(os.path.exists, drivers)):
+        return 'cpu' # without the second that PyTorch takes to start
     import torch
     if torch.cuda.is_available():
         if device == 'auto': return 'cuda'
         number = str(device).removeprefix('cuda').removeprefix(':') or '0'
-        if str(device) in ('cuda', f'cuda:{number}') and number.isdigit() and int(number) < torch.cuda.device_count(): return device
+        if str(device) in ('cuda', f'cuda:{number}') and number.isdigit() and int(number) < torch.cuda.device_count():
+            return device
         raise NoisynbError(f"device is {device!r}; give 'cuda', or 'cuda:0' to 'cuda:{torch.cuda.device_count() - 1}'")
     if device == 'auto': return 'cpu'
-    raise NoisynbError(f"device is {device!r}, and PyTorch {torch.__version__} sees no CUDA here; use device='cpu' or 'auto'")
+    raise NoisynbError(f"device is {device!r}, and PyTorch {torch.__version__} sees no CUDA here; use device='cpu' or "
+                       "'auto'")
 
 # %% ../nbs/00_core.ipynb #0f39a187
 def load_torchvision():
@@ -223,14 +234,17 @@ def hardware(
     if device != 'cpu':
         import torch
         return torch.cuda.get_device_name(device)
-    try: names = [l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')]
+    try:
+        names = [l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines()
+            if l.startswith('model name')]
     except OSError: names = []
     return names[0] if names else platform.processor() or platform.machine()
 
 # %% ../nbs/00_core.ipynb #29af53a2
 def versions()->dict: # by distribution name
     "Versions of the libraries that numbers depend on, where installed"
-    names = 'numpy scipy scikit-learn torch torchvision pillow faiss-cpu faiss-gpu timm onnxruntime onnxruntime-gpu diffusers cleanlab ray'.split()
+    names = ('numpy scipy scikit-learn torch torchvision pillow faiss-cpu faiss-gpu timm onnxruntime onnxruntime-gpu '
+        'diffusers cleanlab ray').split()
     found = {d.metadata['Name'].lower(): d.version for d in metadata.distributions() if d.metadata['Name']}
     return {n: found[n] for n in names if n in found}
 

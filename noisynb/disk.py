@@ -29,7 +29,8 @@ def atomic_path(
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        raise NoisynbError(f'cannot write {path}: {e.strerror or e}; free some space or choose a folder that you may write to') from e
+        raise NoisynbError(f'cannot write {path}: {e.strerror or e}; free some space or choose a folder that you may '
+                           'write to') from e
     finally:
         with suppress(OSError): tmp.unlink() # not there any more, or on a disk that cannot be written
 
@@ -66,7 +67,8 @@ def read_json(
     try:
         with open(path, 'rb') as f: data = f.read(most + 1)
     except FileNotFoundError: raise NoisynbError(f'there is no file {path}') from None
-    except (OSError, ValueError) as e: raise NoisynbError(f'{path} cannot be read: {getattr(e, "strerror", None) or e}') from None
+    except (OSError, ValueError) as e:
+        raise NoisynbError(f'{path} cannot be read: {getattr(e, "strerror", None) or e}') from None
     if len(data) > most: raise NoisynbError(f'{path} is larger than {most:,} bytes; such a file was not written here')
     try: return parse_json(data)
     except NoisynbError as e: raise NoisynbError(f'{path}: {e}') from None
@@ -78,7 +80,8 @@ def expanded(
     "The path with the home folder in place of ~"
     try: return Path(path).expanduser()
     except RuntimeError as e:
-        raise NoisynbError(f'{path}: this user has no home folder; set HOME, or name other folders with NOISYNB_DATA and NOISYNB_CACHE') from e
+        raise NoisynbError(f'{path}: this user has no home folder; set HOME, or name other folders with NOISYNB_DATA '
+                           'and NOISYNB_CACHE') from e
 
 def data_folder(
     data_dir=None, # a folder; None for $NOISYNB_DATA, else ~/.cache/noisynb/data
@@ -113,10 +116,14 @@ def fingerprint(
     for p in parts:
         p = getattr(p, 'fingerprint', p) # images that are still in their files
         a = np.frombuffer(p.encode(), np.uint8) if isinstance(p, str) else np.asarray(p)
-        if a.dtype.hasobject: raise NoisynbError('an array of Python objects has no fingerprint; convert it to numbers or fixed-width text')
+        if a.dtype.hasobject:
+            raise NoisynbError('an array of Python objects has no fingerprint; convert it to numbers or fixed-width '
+                               'text')
         h.update(f'{"str" if isinstance(p, str) else a.dtype.str}{np.shape(p)}'.encode())
-        step = max(1, 2**26*len(a)//max(1, a.nbytes)) if a.ndim else 1 # rows at a time, so that a mapped file is not copied whole
-        for i in range(0, len(a) if a.ndim else 1, step): h.update(np.ascontiguousarray(a[i:i + step] if a.ndim else a).reshape(-1).view(np.uint8))
+        step = max(1, 2**26*len(a)//max(1,
+            a.nbytes)) if a.ndim else 1 # rows at a time, so that a mapped file is not copied whole
+        for i in range(0, len(a) if a.ndim else 1, step):
+            h.update(np.ascontiguousarray(a[i:i + step] if a.ndim else a).reshape(-1).view(np.uint8))
     return h.hexdigest()[:16]
 
 # %% ../nbs/02_disk.ipynb #a0d1ce02
@@ -188,7 +195,9 @@ class Store:
         identity:dict, # what must agree: name, weights, transform, data
         sidecar:str='embedding.json', # the name of that file
         elsewhere:str='another folder with store=... or NOISYNB_CACHE', # where to go if this disk fails
-    ): self.folder, self.identity, self.sidecar, self.elsewhere = Path(folder), identity, Path(folder, sidecar), elsewhere
+    ):
+        self.folder, self.identity = Path(folder), identity
+        self.sidecar, self.elsewhere = self.folder/sidecar, elsewhere
 
     def path(self, part)->Path: return self.folder/f'{part}.npy'
 
@@ -197,11 +206,15 @@ class Store:
         if not self.sidecar.exists(): return dict(schema=1, **self.identity, versions=versions(), parts={})
         try:
             found = json.loads(self.sidecar.read_text(encoding='utf-8'))
-            sound = found['schema'] == 1 and all(len(p['shape']) > 1 and {*map(type, (*p['shape'], p['rows'], p['bytes']))} == {int} and type(p['sha256']) is str for p in found['parts'].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise _refuse(self.sidecar, f'cannot be read ({type(e).__name__}: {e})', self.folder) from e
+            sound = found['schema'] == 1 and all(len(p['shape']) > 1
+                and {*map(type, (*p['shape'], p['rows'], p['bytes']))} == {int}
+                and type(p['sha256']) is str for p in found['parts'].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise _refuse(self.sidecar, f'cannot be read ({type(e).__name__}: {e})', self.folder) from e
         if not sound: raise _refuse(self.sidecar, 'is no record of schema 1', self.folder)
         for k, v in self.identity.items():
-            if found.get(k) != v: raise _refuse(self.sidecar, f'{k} is {found.get(k)!r} there and {v!r} here', self.folder)
+            if found.get(k) != v:
+                raise _refuse(self.sidecar, f'{k} is {found.get(k)!r} there and {v!r} here', self.folder)
         return found
 
     def digest(self, path, state):
@@ -210,15 +223,20 @@ class Store:
         with self.disk(path), open(path, 'rb') as f:
             while left and (block := f.read(min(left, 2**20))): digest.update(block); left -= len(block)
         if left: raise _refuse(path, f'{left:,} of {state["bytes"]:,} bytes are missing')
-        if digest.hexdigest() != state['sha256']: raise _refuse(path, f'its bytes have changed (SHA-256 {digest.hexdigest()[:12]}..., recorded {state["sha256"][:12]}...)')
+        if digest.hexdigest() != state['sha256']:
+            raise _refuse(path, f'its bytes have changed (SHA-256 {digest.hexdigest()[:12]}..., recorded '
+                                f'{state["sha256"][:12]}...)')
         return digest
 
     def array(self, part)->np.ndarray: # (n, ...), as it was put in
         "A finished part as a memory map, after its bytes were found right; changing it does not change the file"
         path, state = self.path(part), self.record()['parts'].get(part)
-        if not state or not path.exists(): raise NoisynbError(f'{path} is not there or not in {self.sidecar}; delete {self.folder} to have it computed again')
+        if not state or not path.exists():
+            raise NoisynbError(f'{path} is not there or not in {self.sidecar}; delete {self.folder} to have it '
+                               'computed again')
         self.digest(path, state)
-        if path.stat().st_size != state['bytes'] or state['rows'] != state['shape'][0]: raise _refuse(path, 'it is longer or shorter than recorded')
+        if path.stat().st_size != state['bytes'] or state['rows'] != state['shape'][0]:
+            raise _refuse(path, 'it is longer or shorter than recorded')
         return np.load(path, mmap_mode='c', allow_pickle=False)
 
     @contextmanager
@@ -226,7 +244,8 @@ class Store:
         "Turn a failure of the disk into an error that names the file and says what to do"
         try: yield
         except OSError as e:
-            raise NoisynbError(f'{path}: {e.strerror or e}; finished batches are kept and not computed again. Make room or get access, or choose {self.elsewhere}, then run the same again') from e
+            raise NoisynbError(f'{path}: {e.strerror or e}; finished batches are kept and not computed again. Make '
+                               f'room or get access, or choose {self.elsewhere}, then run the same again') from e
 
     @contextmanager
     def lock(self):
@@ -253,11 +272,14 @@ def fill(
     "Put what is missing into a part, each batch on the disk before the record says so"
     if store.path(part).exists(): return
     partial, record, digest = store.folder/f'{part}.npy.partial', store.record(), hashlib.sha256()
-    if record['parts'] and record.get('arithmetic') != arithmetic: raise _refuse(store.sidecar, f'it was begun in {record.get("arithmetic")}, and this is in {arithmetic}', store.folder)
+    if record['parts'] and record.get('arithmetic') != arithmetic:
+        raise _refuse(store.sidecar, f'it was begun in {record.get("arithmetic")}, and this is in {arithmetic}',
+            store.folder)
     state = record['parts'].get(part) if partial.exists() else None
     if state:
         digest = store.digest(partial, state)
-        if state['shape'][0] != n: raise _refuse(partial, f'it was begun for {state["shape"][0]:,} images, and this is {n:,}', store.folder)
+        if state['shape'][0] != n:
+            raise _refuse(partial, f'it was begun for {state["shape"][0]:,} images, and this is {n:,}', store.folder)
         with store.disk(partial): os.truncate(partial, state['bytes'])
     record['arithmetic'] = arithmetic
     for rows in batches(state['rows'] if state else 0):
@@ -265,10 +287,15 @@ def fill(
         if not state:
             with store.disk(partial): partial.unlink(missing_ok=True)
             state = record['parts'][part] = dict(shape=[n, *rows.shape[1:]], rows=0, bytes=0, sha256='')
-            np.lib.format.write_array_header_1_0(header, dict(descr=rows.dtype.str, fortran_order=False, shape=tuple(state['shape'])))
+            np.lib.format.write_array_header_1_0(header,
+                dict(descr=rows.dtype.str, fortran_order=False, shape=tuple(state['shape'])))
         need, free = (n - state['rows'])*rows[0].nbytes, shutil.disk_usage(store.folder).free
-        if need > free: raise NoisynbError(f'{partial}: {need/2**20:,.0f} MiB are needed and {free/2**20:,.0f} MiB free; make room, or choose {store.elsewhere}')
-        if [*rows.shape[1:]] != state['shape'][1:]: raise _refuse(partial, f'its rows are of shape {tuple(state["shape"][1:])} and the new ones of shape {rows.shape[1:]}', store.folder)
+        if need > free:
+            raise NoisynbError(f'{partial}: {need/2**20:,.0f} MiB are needed and {free/2**20:,.0f} MiB free; make '
+                               f'room, or choose {store.elsewhere}')
+        if [*rows.shape[1:]] != state['shape'][1:]:
+            raise _refuse(partial, f'its rows are of shape {tuple(state["shape"][1:])} and the new ones of shape '
+                                   f'{rows.shape[1:]}', store.folder)
         data = header.getvalue() + rows.tobytes()
         with store.disk(partial): _append(partial, data)
         digest.update(data)

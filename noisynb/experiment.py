@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from filelock import FileLock
 import numpy as np
-from .core import NoisynbError, check_number, documented, hardware, option, peak_memory_mib, pick_device, threads, unknown, whole_number
+from .core import NoisynbError, check_number, documented, hardware, option, peak_memory_mib, pick_device
+from .core import threads, unknown, whole_number
 from .disk import atomic_write, cache_folder, fingerprint, portable
 from .datasets.base import Dataset
 from .datasets import available, find_set, load
@@ -49,7 +50,8 @@ def estimator(
     return make(method, **{k: v for k, v in fitting.items() if k in known and v is not None} | given)
 
 # %% ../nbs/17_experiment.ipynb #c0f19a02
-noise_with_rate = ('symmetric', 'symmetric-included', 'asymmetric', 'pair', 'instance') # kinds of noise that take a rate
+noise_with_rate = ('symmetric', 'symmetric-included', 'asymmetric', 'pair',
+    'instance') # kinds of noise that take a rate
 
 @documented
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Config:
     noise_rate: float = option(.4, 'Share of wrong labels that is asked for; not used for human labels.')
     seed: int = option(0, 'Seed of everything random.')
     n_train: int | None = option(None, 'Training images to keep; None for all.')
-    imbalance: float | None = option(None, 'Size of the smallest class over that of the largest; None for the sizes as they are.')
+    imbalance: float | None = option(None,
+        'Size of the smallest class over that of the largest; None for the sizes as they are.')
     epochs: int | None = option(None, "Epochs of training; None for the method's own.")
     time_budget: float | None = option(None, 'Minutes of training; None for as long as it takes.')
     device: str = option('auto', "Where it runs: 'auto', 'cpu' or 'cuda'.")
@@ -293,7 +296,8 @@ def _typed(record):
     words = shlex.split((record.get('provenance') or {}).get('command') or '')
     if words[:2] != ['noisynb', 'run'] or len(words) < 3:
         raise NoisynbError('the record does not say which command made it')
-    kinds = dict(seed=int, n_train=int, epochs=int, noise_rate=float, imbalance=float, time_budget=float, options=json.loads)
+    kinds = dict(seed=int, n_train=int, epochs=int, noise_rate=float, imbalance=float, time_budget=float,
+        options=json.loads)
     pairs = {k: v for flag, k, v in zip(words[3:], words[4:], words[5:]) if flag == '-p'}
     return dict(method=words[2]) | {k: kinds.get(k, str)(v) for k, v in pairs.items() if k in defaults}
 
@@ -309,7 +313,9 @@ def prepare(
     whole = load(dataset, data_dir)
     rows = np.arange(len(whole.train)) if imbalance is None else long_tail(whole.train, imbalance, seed)
     if n_train is not None:
-        if n_train > len(rows): raise NoisynbError(f'n_train is {n_train:,} and there are {len(rows):,} training images; give fewer, or None for all')
+        if n_train > len(rows):
+            raise NoisynbError(f'n_train is {n_train:,} and there are {len(rows):,} training images; give fewer, or '
+                               'None for all')
         rows = rows[subsample(whole.train.labels[rows], n_train, seed)]
     return whole, whole if n_train is None and imbalance is None else replace(whole, train=whole.train.take(rows)), rows
 
@@ -324,10 +330,12 @@ def add_noise(
     if noise_type not in noise_with_rate: return corrupt(data.train, noise_type, n_classes=data.n_classes)
     spec = find_set(data.name)
     if spec and not spec.truth:
-        warnings.warn(f'labels of {data.name} are wrong as they come, and which is not known: what is said of label errors counts the added ones only')
+        warnings.warn(f'labels of {data.name} are wrong as they come, and which is not known: what is said of label '
+                      'errors counts the added ones only')
     next_class = np.roll(range(data.n_classes), -1)
     mapping = (spec and spec.asymmetric or next_class) if noise_type == 'asymmetric' else None
-    return corrupt(data.train, noise_type, noise_rate, seed, n_classes=data.n_classes, mapping=mapping, superclasses=data.superclasses)
+    return corrupt(data.train, noise_type, noise_rate, seed, n_classes=data.n_classes, mapping=mapping,
+        superclasses=data.superclasses)
 
 # %% ../nbs/17_experiment.ipynb #f7cfd401
 def embed_rows(
@@ -339,7 +347,8 @@ def embed_rows(
     data_dir=None, # the data folder
 ) -> Embedded:
     "One row of numbers for each image"
-    if data is whole or parse(embedding)[0] in ('raw', 'pca', 'onnx', 'timm'): return embed(data, embedding, device=device, data_dir=data_dir)
+    if data is whole or parse(embedding)[0] in ('raw', 'pca', 'onnx', 'timm'):
+        return embed(data, embedding, device=device, data_dir=data_dir)
     found = embed(whole, embedding, device=device, data_dir=data_dir)
     return replace(found, train=found.train[rows])
 
@@ -349,7 +358,7 @@ baselines = (11, 51)   # doing nothing about the noise: plain votes of few and o
 def shared_graph(
     model: NoisyLabelClassifier, # its scaling, metric, engine and device are used
     X, # (n, d) embeddings
-): # the NeighborGraph that the model and the baselines share, the seconds its search took, and whether it was kept from an earlier run
+): # the NeighborGraph of model and baselines, the seconds its search took, whether an earlier run kept it
     "Search, or look up, the nearest neighbours"
     k = max(*baselines, *(getattr(model, name, 0) for name in ('k', 'k_max')))
     maker = plain_vote(model, k)
@@ -375,7 +384,8 @@ def _alone(path):
     lock = FileLock(path)
     try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire()
     except (OSError, NotImplementedError) as e: # the second is what FileLock raises where the disk knows no locks
-        warnings.warn(f'the cache folder cannot be locked ({getattr(e, "strerror", None) or type(e).__name__}), so runs side by side may search for the same neighbours; name a folder on a local disk with NOISYNB_CACHE')
+        warnings.warn(f'the cache folder cannot be locked ({getattr(e, "strerror", None) or type(e).__name__}), so '
+            'runs side by side may search for the same neighbours; name a folder on a local disk with NOISYNB_CACHE')
     try: yield
     finally: lock.release()
 
@@ -384,7 +394,8 @@ def plain_vote(
     k: int, # neighbours that vote
 ) -> NoisyLabelClassifier:
     "A plain vote that can share the graph of `model`"
-    return make('knn', k=k, **{o: getattr(model, o) for o in ('metric', 'standardize', 'engine', 'device') if hasattr(model, o)})
+    return make('knn', k=k, **{o: getattr(model, o) for o in ('metric', 'standardize', 'engine', 'device')
+        if hasattr(model, o)})
 
 def timed_fit(
     model: NoisyLabelClassifier, # unfitted
@@ -414,12 +425,14 @@ def measure(
     quality = np.asarray(model.label_quality_)
     flagged = quality < model.quality_threshold_
     found = label_errors(quality, flagged, noisy.flipped)
-    samples = dict(given=fingerprint(noisy.given), flagged=pack(flagged), mistaken=None if noisy.kind == 'none' else pack(flagged != noisy.flipped),
+    samples = dict(given=fingerprint(noisy.given), flagged=pack(flagged),
+        mistaken=None if noisy.kind == 'none' else pack(flagged != noisy.flipped),
                    test_errors=pack(predicted != data.test.labels) if len(X_test) else None)
     right = correction(model.corrected_labels_, data.train.labels, noisy.given)['correction_accuracy']
     if noisy.kind == 'none': found, right = dict.fromkeys(found) | {'flagged': found['flagged']}, None
-    return {f'test_{k}': v for k, v in classification(data.test.labels, predicted, proba).items()} | {'n_flagged': found.pop('flagged')} | {
-        f'label_error_{k}': v for k, v in found.items()} | dict(correction_accuracy=right, predict_seconds=seconds if len(X_test) else None, samples=samples)
+    numbers = {f'test_{k}': v for k, v in classification(data.test.labels, predicted, proba).items()}
+    numbers |= {'n_flagged': found.pop('flagged')} | {f'label_error_{k}': v for k, v in found.items()}
+    return numbers | dict(correction_accuracy=right, predict_seconds=seconds if len(X_test) else None, samples=samples)
 
 # %% ../nbs/17_experiment.ipynb #9d86f5cd
 @dataclass(eq=False)
@@ -472,17 +485,22 @@ def _record(
     own, device, history = measured[c.method], pick_device(c.device), list(getattr(model, 'history_', ()))
     _, searched, kept = search
     late = [row['test_accuracy'] for row in history[-5:] if 'test_accuracy' in row]
-    curve = {'test_accuracy': [round(row['test_accuracy'], 5) for row in history]} if late and all('test_accuracy' in row for row in history) else {}
+    curve = {'test_accuracy': [round(row['test_accuracy'], 5)
+        for row in history]} if late and all('test_accuracy' in row for row in history) else {}
     r = Result(schema=1, method=c.method, dataset=data.name, embedding=portable(embedded.name) if embedded else None,
-        noise_type=c.noise_type, noise_rate=noisy.rate_nominal, noise_rate_realised=None if noisy.kind == 'none' else noisy.rate, seed=int(c.seed),
-        n_train=len(data.train), n_test=len(data.test), n_classes=data.n_classes, imbalance=c.imbalance, epochs=len(history) or None, options=dict(c.options or {}),
+        noise_type=c.noise_type, noise_rate=noisy.rate_nominal,
+        noise_rate_realised=None if noisy.kind == 'none' else noisy.rate, seed=int(c.seed),
+        n_train=len(data.train), n_test=len(data.test), n_classes=data.n_classes, imbalance=c.imbalance,
+        epochs=len(history) or None, options=dict(c.options or {}),
         parameters=c.settled,
-        **{k: own.get(k) for k in ('test_accuracy', 'test_balanced_accuracy', 'test_macro_f1', 'test_calibration_error')},
+        **{k: own.get(k) for k in ('test_accuracy', 'test_balanced_accuracy', 'test_macro_f1',
+        'test_calibration_error')},
         test_accuracy_last5=float(np.mean(late)) if late else None,
         baseline_accuracy={name: numbers['test_accuracy'] for name, numbers in measured.items() if name != c.method},
         **{k: v for k, v in own.items() if k.startswith(('label_error', 'n_flagged', 'correction'))},
         fit_seconds=seconds + (searched or 0), graph_seconds=searched, graph_cached=kept,
-        predict_seconds=own['predict_seconds'], peak_memory_mib=memory, device=device, samples=own['samples'], learning_curve=curve)
+        predict_seconds=own['predict_seconds'], peak_memory_mib=memory, device=device, samples=own['samples'],
+        learning_curve=curve)
     as_published = c.epochs is None and c.time_budget is None
     r['published_accuracy'], r['published_source'] = published_for(r) if as_published else (None, None)
     r['provenance'] = provenance(whole.fingerprint, c.command(), device)
@@ -523,7 +541,8 @@ def run(*parameters, **named) -> Run:
         X, X_test = (data.train.images, data.test.images) if takes_images else (embedded.train, embedded.test)
         shares = not takes_images and 'graph' in inspect.signature(model.fit).parameters
         graph, *_ = search = shared_graph(model, X) if shares else (None, None, None)
-        seen = lambda m: dict(test_accuracy=float(np.mean(m.predict(X_test) == data.test.labels))) # never used to choose
+        right = lambda m: m.predict(X_test) == data.test.labels # never used to choose
+        seen = lambda m: dict(test_accuracy=float(np.mean(right(m))))
         model, seconds = timed_fit(model, X, noisy.given, graph, seen if len(X_test) else None)
         numbers, memory = {c.method: measure(model, X_test, data, noisy)}, peak_memory_mib()
         beside = _beside(c.method, model, X, noisy.given, graph)

@@ -74,26 +74,29 @@ losses = {
 # %% ../nbs/09_losses.ipynb #cae783f4
 presets = 'cifar10', 'cifar100', 'mnist', 'webvision'
 published = {
-    # loss      names                    cifar10             cifar100              mnist               webvision           from the configuration files of
-    'gce':      ('q',                    [.7],               [.7],                 [.7],               [.7],               'ANL'),
-    'sce':      ('alpha beta',           [.1, 1],            [6, .1],              [.01, 1],           [10, 1],            'ANL'),
-    'fl':       ('gamma',                [.5],               [.5],                 [.5],               None,               'ANL'),
-    'nfl':      ('gamma',                [.5],               [.5],                 [.5],               None,               'ANL, its nfl+rce'),
-    'agce':     ('a q',                  [6, 1.5],           [1.8, 3],             [4, .2],            [2.5, 3],           'ANL, its nce+agce'),
-    'aul':      ('a q',                  [6.3, 1.5],         [6, 3],               [3, .1],            None,               'ANL, its nce+aul'),
-    'ael':      ('a',                    [5],                [1.5],                [3.5],              None,               'ANL, its nce+ael'),
-    'nce+mae':  ('alpha beta',           [1, 1],             [10, .1],             [1, 10],            None,               'ANL'),
-    'nce+rce':  ('alpha beta',           [1, 1],             [10, .1],             [1, 10],            [50, .1],           'ANL'),
-    'nfl+rce':  ('alpha beta gamma',     [1, 1, .5],         [10, .1, .5],         [1, 10, .5],        None,               'ANL'),
-    'nce+agce': ('alpha beta a q',       [1, 4, 6, 1.5],     [10, .1, 1.8, 3],     [0, 1, 4, .2],      [50, .1, 2.5, 3],   'ANL'),
-    'nce+aul':  ('alpha beta a q',       [1, 4, 6.3, 1.5],   [10, .015, 6, 3],     [0, 1, 3, .1],      None,               'ANL'),
-    'nce+ael':  ('alpha beta a',         [1, 4, 5],          [10, .1, 1.5],        [0, 1, 3.5],        None,               'ANL'),
-    'nnce':     ('p_min',                [1e-7],             [1e-7],               [1e-7],             [1e-7],             'ANL, its anl-ce'),
-    'nnfl':     ('gamma p_min',          [.5, 1e-7],         [.5, 1e-7],           [.5, 1e-7],         None,               'ANL, its anl-fl'),
-    'anl-ce':   ('alpha beta delta p_min',       [5, 5, 5e-5, 1e-7],     [10, 1, 5e-7, 1e-7],      [1, 1, 1e-6, 1e-7],     [20, 1, 5e-6, 1e-7], 'ANL'),
-    'anl-fl':   ('alpha beta delta gamma p_min', [5, 5, 5e-5, .5, 1e-7], [10, 1, 5e-7, .5, 1e-7],  [1, 1, 1e-6, .5, 1e-7], None,                'ANL'),
-    'anl-ce-er': ('alpha beta delta lam p_min',  [5, 5, 5e-5, 2, 1e-7],  [10, 1, 5e-7, .01, 1e-7], None,                   None,                'ANL'),
-    'elr':      ('beta lam',             [.7, 3],            [.9, 7],              None,               None,               'ELR'),
+    # loss       names               cifar10        cifar100         mnist         webvision       from the settings of
+    'gce':      ('q',                [.7],          [.7],            [.7],         [.7],           'ANL'),
+    'sce':      ('alpha beta',       [.1,1],        [6,.1],          [.01,1],      [10,1],         'ANL'),
+    'fl':       ('gamma',            [.5],          [.5],            [.5],         None,           'ANL'),
+    'nfl':      ('gamma',            [.5],          [.5],            [.5],         None,           'ANL, its nfl+rce'),
+    'agce':     ('a q',              [6,1.5],       [1.8,3],         [4,.2],       [2.5,3],        'ANL, its nce+agce'),
+    'aul':      ('a q',              [6.3,1.5],     [6,3],           [3,.1],       None,           'ANL, its nce+aul'),
+    'ael':      ('a',                [5],           [1.5],           [3.5],        None,           'ANL, its nce+ael'),
+    'nce+mae':  ('alpha beta',       [1,1],         [10,.1],         [1,10],       None,           'ANL'),
+    'nce+rce':  ('alpha beta',       [1,1],         [10,.1],         [1,10],       [50,.1],        'ANL'),
+    'nfl+rce':  ('alpha beta gamma', [1,1,.5],      [10,.1,.5],      [1,10,.5],    None,           'ANL'),
+    'nce+agce': ('alpha beta a q',   [1,4,6,1.5],   [10,.1,1.8,3],   [0,1,4,.2],   [50,.1,2.5,3],  'ANL'),
+    'nce+aul':  ('alpha beta a q',   [1,4,6.3,1.5], [10,.015,6,3],   [0,1,3,.1],   None,           'ANL'),
+    'nce+ael':  ('alpha beta a',     [1,4,5],       [10,.1,1.5],     [0,1,3.5],    None,           'ANL'),
+    'nnce':     ('p_min',            [1e-7],        [1e-7],          [1e-7],       [1e-7],         'ANL, its anl-ce'),
+    'nnfl':     ('gamma p_min',      [.5,1e-7],     [.5,1e-7],       [.5,1e-7],    None,           'ANL, its anl-fl'),
+    'anl-ce':   ('alpha beta delta p_min',
+                 [5,5,5e-5,1e-7], [10,1,5e-7,1e-7], [1,1,1e-6,1e-7], [20,1,5e-6,1e-7], 'ANL'),
+    'anl-fl':   ('alpha beta delta gamma p_min',
+                 [5,5,5e-5,.5,1e-7], [10,1,5e-7,.5,1e-7], [1,1,1e-6,.5,1e-7], None, 'ANL'),
+    'anl-ce-er':('alpha beta delta lam p_min',
+                 [5,5,5e-5,2,1e-7], [10,1,5e-7,.01,1e-7], None, None, 'ANL'),
+    'elr':      ('beta lam',         [.7,3],        [.9,7],          None,         None,           'ELR'),
 }
 
 # %% ../nbs/09_losses.ipynb #d76b215d
@@ -105,11 +108,13 @@ def _codes(x, n, limit, what, device):
     import torch
     x = torch.as_tensor(x, device=device)
     if x.shape != (n,) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise NoisynbError(f'{what} of shape {tuple(x.shape)} and type {x.dtype} beside {n} rows of logits; give one whole number per row')
+        raise NoisynbError(f'{what} of shape {tuple(x.shape)} and type {x.dtype} beside {n} rows of logits; give one '
+                           'whole number per row')
     x = x.long()
     if n and x.device.type == 'cpu':
         low, high = (int(v) for v in x.aminmax())
-        if low < 0 or high >= limit: raise NoisynbError(f'{what} run from {low} to {high}; they must lie between 0 and {limit - 1}')
+        if low < 0 or high >= limit:
+            raise NoisynbError(f'{what} run from {low} to {high}; they must lie between 0 and {limit - 1}')
     return x
 
 # %% ../nbs/09_losses.ipynb #2d6b03f8
@@ -134,7 +139,8 @@ class Loss:
     ):
         self.name, self.n_classes, self.hyper = name, n_classes, hyper
         parts = _sums.get(name, name).split('+')
-        self.parts = [(p, {k: v for k, v in hyper.items() if k in signature(_terms[p]).parameters}) for p in parts if p in _terms]
+        self.parts = [(p, {k: v for k, v in hyper.items() if k in signature(_terms[p]).parameters}) for p in parts
+            if p in _terms]
 
     def __repr__(self): return f'{self.name}({", ".join(f"{k}={v:g}" for k, v in self.hyper.items())})'
 
@@ -143,7 +149,8 @@ class Loss:
     ): # (b, n_classes) float32, or float64 if that is given
         "Logarithms of the probabilities; half precision is cast up first"
         if logits.ndim != 2 or logits.shape[1] != self.n_classes:
-            raise NoisynbError(f'logits of shape {tuple(logits.shape)} for {self.n_classes} classes; give one row per example and one column per class')
+            raise NoisynbError(f'logits of shape {tuple(logits.shape)} for {self.n_classes} classes; give one row per '
+                               'example and one column per class')
         return log_proba(logits)
 
     def __call__(self,
@@ -179,7 +186,9 @@ class Loss:
 
     def load_state_dict(self, state:dict):
         "Remember what `state_dict` gave"
-        if state: raise NoisynbError(f'{self.name} remembers nothing, but the state has {", ".join(state)}; it is that of another loss')
+        if state:
+            raise NoisynbError(f'{self.name} remembers nothing, but the state has {", ".join(state)}; it is that of '
+                               'another loss')
 
 # %% ../nbs/09_losses.ipynb #f380723d
 class ELR(Loss):
@@ -197,15 +206,18 @@ class ELR(Loss):
         y, # (b,) codes of the given labels
         rows=None, # (b,) numbers of the examples in the training set, each at most once; None for validation
     ): # (b,)
-        "The value of each example; targets of `rows` are updated. Without `rows` it is cross entropy, for validation only"
+        "The value of each example; updates the targets of `rows`. Without `rows`: cross entropy, for validation"
         import torch
         l = self.log_proba(logits)
         y = _codes(y, len(l), self.n_classes, 'labels', l.device)
         if rows is None:
-            if l.requires_grad: raise NoisynbError('elr needs to know which examples these are; give rows, their numbers in the training set')
+            if l.requires_grad:
+                raise NoisynbError('elr needs to know which examples these are; give rows, their numbers in the '
+                                   'training set')
             return ce(l, y)
         rows = _codes(rows, len(l), self.n_samples, 'rows', l.device)
-        self.targets = torch.zeros(self.n_samples, self.n_classes, dtype=l.dtype, device=l.device) if self.targets is None else self.targets.to(l)
+        self.targets = torch.zeros(self.n_samples, self.n_classes, dtype=l.dtype,
+            device=l.device) if self.targets is None else self.targets.to(l)
         p, beta = l.exp().clamp(1e-4, 1 - 1e-4), self.hyper['beta']
         now = p.detach()
         t = beta*self.targets[rows] + (1 - beta)*now/now.sum(1, keepdim=True)
@@ -220,7 +232,8 @@ class ELR(Loss):
         "Go on from the targets of `state_dict`"
         shape = self.n_samples, self.n_classes
         if state and (set(state) != {'targets'} or tuple(state['targets'].shape) != shape):
-            raise NoisynbError(f'the state holds {", ".join(f"{k} {tuple(v.shape)}" for k, v in state.items())}; ELR of this size needs targets {shape}')
+            raise NoisynbError(f'the state holds {", ".join(f"{k} {tuple(v.shape)}" for k, v in state.items())}; ELR '
+                               f'of this size needs targets {shape}')
         self.targets = state['targets'].clone() if state else None
 
 # %% ../nbs/09_losses.ipynb #15ef3219
@@ -231,10 +244,11 @@ def make_loss(
     n_samples:int=None, # training examples; only ELR needs it
     **hyper, # values that differ from the preset's
 )->Loss:
-    "The loss of that name; unknown names and hyper-parameters are refused with the nearest, as are values that make no sense"
+    "The loss of that name; refuses unknown names and hyper-parameters, naming the nearest, and impossible values"
     if name not in losses: raise unknown('loss', name, losses)
     if preset not in presets: raise unknown('preset', preset, presets)
-    if not isinstance(n_classes, numbers.Integral) or n_classes < 2: raise NoisynbError(f'n_classes is {n_classes!r}; a loss needs a whole number of at least two')
+    if not isinstance(n_classes, numbers.Integral) or n_classes < 2:
+        raise NoisynbError(f'n_classes is {n_classes!r}; a loss needs a whole number of at least two')
     names, *columns, _ = published.get(name, ('', *[[]]*len(presets), ''))
     for k in hyper:
         if not names: raise NoisynbError(f'{name} has no hyper-parameters; leave out {k}')
@@ -242,10 +256,12 @@ def make_loss(
     values = dict(zip(names.split(), columns[presets.index(preset)] or [])) | hyper
     if missing := [k for k in names.split() if k not in values]:
         others = ', '.join(p for p, c in zip(presets, columns) if c)
-        raise NoisynbError(f'no values of {name} are published for {preset}; give {", ".join(missing)}, or one of the presets {others}')
+        raise NoisynbError(f'no values of {name} are published for {preset}; give {", ".join(missing)}, or one of the '
+                           f'presets {others}')
     values = {k: _value(name, k, values[k], n_classes) for k in names.split()}
     if name != 'elr': return Loss(name, int(n_classes), values)
-    if not isinstance(n_samples, numbers.Integral) or n_samples < 1: raise NoisynbError(f'n_samples is {n_samples!r}; elr needs the number of training examples')
+    if not isinstance(n_samples, numbers.Integral) or n_samples < 1:
+        raise NoisynbError(f'n_samples is {n_samples!r}; elr needs the number of training examples')
     return ELR(int(n_classes), values, int(n_samples))
 
 def _value(name, k, given, n_classes):
@@ -256,4 +272,6 @@ def _value(name, k, given, n_classes):
     high = 1/n_classes if k == 'p_min' else 1 if (name, k) == ('elr', 'beta') else math.inf
     strict = k in ('a', 'q', 'p_min')
     if low <= v < high and not (strict and v == low): return v
-    raise NoisynbError(f'{k}={given!r} won\'t do for {name}; it must be a number {"above" if strict else "of at least"} {low}' + (f' and below {high:g}' if high < math.inf else ''))
+    raise NoisynbError(f'{k}={given!r} won\'t do for {name}; it must be a number '
+                       f'{"above" if strict else "of at least"} {low}'
+                       + (f' and below {high:g}' if high < math.inf else ''))

@@ -16,7 +16,8 @@ def _same_length(**arrays):
     out = {k: np.asarray(v) for k, v in arrays.items() if v is not None}
     sizes = {k: v.shape for k, v in out.items()}
     if len(set(sizes.values())) > 1 or any(len(s) != 1 for s in sizes.values()):
-        raise NoisynbError('one entry for each example is needed in ' + ', '.join(f'{k} (has shape {s})' for k, s in sizes.items()))
+        raise NoisynbError('one entry for each example is needed in '
+            + ', '.join(f'{k} (has shape {s})' for k, s in sizes.items()))
     return [out.get(k) for k in arrays]
 
 def _plain(v): return None if v is None or np.isnan(v) else float(v)
@@ -30,7 +31,8 @@ def calibration_error(
     "Expected calibration error: how far confidence and accuracy are apart, on average over bins of confidence"
     right, confidence = _same_length(right=right, confidence=confidence)
     if not len(right): return None
-    if not ((confidence >= -1e-6) & (confidence <= 1+1e-6)).all(): raise NoisynbError('a confidence is below 0, above 1 or not a number; give probabilities')
+    if not ((confidence >= -1e-6) & (confidence <= 1+1e-6)).all():
+        raise NoisynbError('a confidence is below 0, above 1 or not a number; give probabilities')
     where = np.clip(np.ceil(confidence*bins).astype(int), 1, bins) - 1
     return float(np.abs(np.bincount(where, confidence - right, bins)).sum()/len(right))
 
@@ -66,12 +68,16 @@ def classification(y_true, y_pred, proba=None)->dict:
     y_true, y_pred = _same_length(y_true=y_true, y_pred=y_pred)
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning) # a predicted class without examples lowers macro F1 and is no reason to warn
+        warnings.simplefilter('ignore',
+            UserWarning) # a predicted class without examples lowers macro F1 and is no reason to warn
         out = dict(accuracy=accuracy_score(y_true, y_pred), balanced_accuracy=balanced_accuracy_score(y_true, y_pred),
-            macro_f1=f1_score(y_true, y_pred, average='macro', zero_division=0)) if len(y_true) else dict.fromkeys(('accuracy', 'balanced_accuracy', 'macro_f1'))
+            macro_f1=f1_score(y_true, y_pred, average='macro',
+            zero_division=0)) if len(y_true) else dict.fromkeys(('accuracy', 'balanced_accuracy', 'macro_f1'))
     if proba is not None:
         proba = np.asarray(proba)
-        if proba.ndim != 2 or len(proba) != len(y_true): raise NoisynbError(f'proba has the shape {proba.shape}; give one row of probabilities for each of the {len(y_true)} predictions')
+        if proba.ndim != 2 or len(proba) != len(y_true):
+            raise NoisynbError(f'proba has the shape {proba.shape}; give one row of probabilities for each of the '
+                               f'{len(y_true)} predictions')
         out['calibration_error'] = calibration_error(y_true == y_pred, proba.max(1)) if len(proba) else None
     return {k: _plain(v) for k, v in out.items()}
 
@@ -106,18 +112,22 @@ def label_errors(quality, flagged, flipped)->dict:
     (1.0, 0.5, 1.0, 2)
     """
     quality, flagged, flipped = _same_length(quality=quality, flagged=flagged, flipped=flipped)
-    flipped, out = flipped.astype(bool), dict.fromkeys(('auroc', 'average_precision', 'precision', 'recall', 'f1', 'flagged'))
+    flipped, out = flipped.astype(bool), dict.fromkeys(('auroc', 'average_precision', 'precision', 'recall', 'f1',
+        'flagged'))
     wrong = int(flipped.sum())
     if quality is not None:
         quality = np.asarray(quality, float)
         from sklearn.metrics import average_precision_score, roc_auc_score
-        if not (ok := np.isfinite(quality)).all(): raise NoisynbError(f'quality[{int(ok.argmin())}] is {quality[ok.argmin()]}; every label needs a finite score')
+        if not (ok := np.isfinite(quality)).all():
+            raise NoisynbError(f'quality[{int(ok.argmin())}] is {quality[ok.argmin()]}; every label needs a finite '
+                               'score')
         if 0 < wrong < len(flipped): out['auroc'] = float(roc_auc_score(flipped, -quality))
         if wrong: out['average_precision'] = float(average_precision_score(flipped, -quality))
     if flagged is not None:
         flagged = flagged.astype(bool)
         hits, n = int((flagged & flipped).sum()), int(flagged.sum())
-        out |= dict(precision=hits/n if n else None, recall=hits/wrong if wrong else None, f1=2*hits/(n+wrong) if n+wrong else None, flagged=n)
+        out |= dict(precision=hits/n if n else None, recall=hits/wrong if wrong else None,
+            f1=2*hits/(n+wrong) if n+wrong else None, flagged=n)
     return out
 
 # %% ../nbs/05_metrics.ipynb #216199a7

@@ -57,7 +57,8 @@ class BasicBlock(nn.Module):
         self.conv1, self.norm1 = conv3(inside, outside, stride), nn.BatchNorm2d(outside)
         self.conv2, self.norm2 = conv3(outside, outside), nn.BatchNorm2d(outside)
         self.shortcut = nn.Identity()
-        if stride > 1 or inside != outside: self.shortcut = nn.Sequential(conv1(inside, outside, stride), nn.BatchNorm2d(outside))
+        if stride > 1 or inside != outside:
+            self.shortcut = nn.Sequential(conv1(inside, outside, stride), nn.BatchNorm2d(outside))
 
     def forward(self, x):
         h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -78,7 +79,8 @@ class ResNet(Network):
         stages, inside = [], width
         for i, depth in enumerate(depths):
             outside = width*2**i
-            stages.append(nn.Sequential(*[block(outside if j else inside, outside, 1 if j or not i else 2) for j in range(depth)]))
+            stages.append(nn.Sequential(*[block(outside if j else inside, outside, 1 if j or not i else 2)
+                for j in range(depth)]))
             inside = outside
         self.stages, self.head = nn.Sequential(*stages), nn.Linear(inside, n_classes)
 
@@ -89,7 +91,9 @@ class VGG19(Network):
     "VGG-19 with batch normalisation"
     def __init__(self, n_classes, in_channels, size, hidden=4096, dropout=.5):
         super().__init__()
-        if size < 32: raise NoisynbError(f'vgg19-bn halves images five times, and size is {size}; give at least 32, or take small-cnn')
+        if size < 32:
+            raise NoisynbError(f'vgg19-bn halves images five times, and size is {size}; give at least 32, or take '
+                               'small-cnn')
         layers, inside = [], in_channels
         for outside, times in (64, 2), (128, 2), (256, 4), (512, 4), (512, 4):
             for _ in range(times):
@@ -98,7 +102,8 @@ class VGG19(Network):
             layers.append(nn.MaxPool2d(2))
         side = size//32
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(side), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(512*side**2, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.hidden = nn.Sequential(nn.Linear(512*side**2, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(hidden, n_classes)
 
     def features(self, x): return self.hidden(self.trunk(x))
@@ -112,7 +117,8 @@ class SmallCNN(Network):
         large, layers = size >= 16, []
         widths = widths or ((16, 32, 64, 128) if large else (32, 64, 64))
         for i, (inside, outside) in enumerate(zip((in_channels, *widths), widths)):
-            active, pool = [nn.BatchNorm2d(outside), nn.ReLU()], [nn.MaxPool2d(2)]*(i < len(widths) - 1 and (large or i > 0))
+            active, pool = [nn.BatchNorm2d(outside), nn.ReLU()], [nn.MaxPool2d(2)]*(i < len(widths) - 1
+                and (large or i > 0))
             layers += [conv3(inside, outside), *(pool + active if large else active + pool)]
         self.trunk, self.head = nn.Sequential(*layers), nn.Linear(widths[-1], n_classes)
 
@@ -125,10 +131,13 @@ class TimmNetwork(Network):
         super().__init__()
         load_torchvision()
         timm = require('timm', extra='backbones')
-        if not timm.is_model(model): raise unknown('timm model', model, difflib.get_close_matches(model, timm.list_models(), 6) or ['those of timm.list_models()'])
+        if not timm.is_model(model):
+            raise unknown('timm model', model, difflib.get_close_matches(model, timm.list_models(), 6)
+                or ['those of timm.list_models()'])
         try: self.trunk = timm.create_model(model, pretrained=pretrained, in_chans=in_channels, num_classes=0)
         except (OSError, RuntimeError) as e:
-            raise NoisynbError(f'cannot make timm model {model!r} ({str(e).strip().partition(chr(10))[0]}); its weights come from huggingface.co, pretrained=False goes without') from e
+            raise NoisynbError(f'cannot make timm model {model!r} ({str(e).strip().partition(chr(10))[0]}); its '
+                               'weights come from huggingface.co, pretrained=False goes without') from e
         self.head = nn.Linear(self.trunk.num_features, n_classes)
 
     def features(self, x): return self.trunk(x)
@@ -145,12 +154,17 @@ def _kaiming(network):
             nn.init.zeros_(m.bias)
     return network
 
-def _preact18(n_classes, in_channels, size, width=64): return ResNet(PreActBlock, (2, 2, 2, 2), n_classes, in_channels, size, width)
+def _preact18(n_classes, in_channels, size, width=64):
+    return ResNet(PreActBlock, (2, 2, 2, 2), n_classes, in_channels, size, width)
 def _narrow(n_classes, in_channels, size, width=16): return _preact18(n_classes, in_channels, size, width)
-def _resnet18(n_classes, in_channels, size, width=64): return _kaiming(ResNet(BasicBlock, (2, 2, 2, 2), n_classes, in_channels, size, width))
-def _resnet34(n_classes, in_channels, size, width=64): return _kaiming(ResNet(BasicBlock, (3, 4, 6, 3), n_classes, in_channels, size, width))
-def _vgg19(n_classes, in_channels, size, hidden=4096, dropout=.5): return _kaiming(VGG19(n_classes, in_channels, size, hidden, dropout))
-_makers = {'preact-resnet18': _preact18, 'preact-resnet18-narrow': _narrow, 'resnet18': _resnet18, 'resnet34': _resnet34, 'vgg19-bn': _vgg19, 'small-cnn': SmallCNN}
+def _resnet18(n_classes, in_channels, size, width=64):
+    return _kaiming(ResNet(BasicBlock, (2, 2, 2, 2), n_classes, in_channels, size, width))
+def _resnet34(n_classes, in_channels, size, width=64):
+    return _kaiming(ResNet(BasicBlock, (3, 4, 6, 3), n_classes, in_channels, size, width))
+def _vgg19(n_classes, in_channels, size, hidden=4096, dropout=.5):
+    return _kaiming(VGG19(n_classes, in_channels, size, hidden, dropout))
+_makers = {'preact-resnet18': _preact18, 'preact-resnet18-narrow': _narrow, 'resnet18': _resnet18,
+    'resnet34': _resnet34, 'vgg19-bn': _vgg19, 'small-cnn': SmallCNN}
 
 # %% ../nbs/08_networks.ipynb #6f764f3f
 networks = {
@@ -192,8 +206,10 @@ def make_network(
     for k in options:
         if k not in known: raise unknown(f'option of {name}', k, known)
     with torch.random.fork_rng(devices=[]), torch.device('cpu'):
-        torch.default_generator.manual_seed(torch_generator(seed, purpose).initial_seed()) # torch.manual_seed would seed the accelerators, too
-        network = TimmNetwork(model, n_classes, in_channels, **options) if model else _makers[name](n_classes, in_channels, size, **options)
+        # torch.manual_seed would seed the accelerators, too
+        torch.default_generator.manual_seed(torch_generator(seed, purpose).initial_seed())
+        network = TimmNetwork(model, n_classes, in_channels, **options) if model else _makers[name](n_classes,
+            in_channels, size, **options)
         if pseudo_head: network.pseudo_head = nn.Linear(network.head.in_features, n_classes)
     network.input_shape = in_channels, size, size
     return network
@@ -231,7 +247,8 @@ def cost(
     "What a network holds and what it computes"
     from torch.utils.flop_counter import FlopCounterMode
     empty = copy.deepcopy(network).to('meta').eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter: empty(torch.empty(1, *network.input_shape, device='meta'))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        empty(torch.empty(1, *network.input_shape, device='meta'))
     return dict(parameters=sum(p.numel() for p in network.parameters()), gflop=counter.get_total_flops()/1e9)
 
 # %% ../nbs/08_networks.ipynb #a9349b20

@@ -48,7 +48,8 @@ def targets(
     to = np.arange(n_classes)
     for a, b in mapping.items() if isinstance(mapping, dict) else enumerate(mapping):
         if not (0 <= a < n_classes and 0 <= b < n_classes):
-            raise NoisynbError(f'the map sends class {a} to class {b}, but the classes are 0 to {n_classes-1}; choose another map')
+            raise NoisynbError(f'the map sends class {a} to class {b}, but the classes are 0 to {n_classes-1}; choose '
+                               'another map')
         to[a] = b
     return to
 
@@ -90,12 +91,17 @@ def transition(kind:str, rate:float, n_classes:int, include_true:bool=False, map
     """
     rate, eye = _rate(rate), np.eye(n_classes)
     if kind == 'none': return eye
-    if n_classes < 2: raise NoisynbError(f'{kind} noise on one class: there is no wrong label to give; pass n_classes if there are more')
+    if n_classes < 2:
+        raise NoisynbError(f'{kind} noise on one class: there is no wrong label to give; pass n_classes if there are '
+                           'more')
     if kind == 'symmetric': return eye*(1-rate) + (rate/n_classes if include_true else (1-eye)*rate/(n_classes-1))
-    if kind not in ('asymmetric', 'pair'): raise unknown('transition matrix for', kind, ('none', 'symmetric', 'asymmetric', 'pair'))
+    if kind not in ('asymmetric', 'pair'):
+        raise unknown('transition matrix for', kind, ('none', 'symmetric', 'asymmetric', 'pair'))
     if kind == 'asymmetric' and mapping is None:
-        raise NoisynbError(f"asymmetric noise needs a map; pass mapping={'|'.join(maps)} or a dict {{class: taken for}}, or use kind='pair'")
-    to = targets({i: (i+1) % n_classes for i in range(n_classes)} if kind == 'pair' else mapping, n_classes, superclasses)
+        raise NoisynbError(f"asymmetric noise needs a map; pass mapping={'|'.join(maps)} or a dict {{class: taken "
+                           f"for}}, or use kind='pair'")
+    if kind == 'pair': mapping = {i: (i+1) % n_classes for i in range(n_classes)}
+    to = targets(mapping, n_classes, superclasses)
     moved, T = np.flatnonzero(to != np.arange(n_classes)), eye
     T[moved, moved], T[moved, to[moved]] = 1-rate, rate
     return T
@@ -140,8 +146,10 @@ def _record(y, given, n_classes, kind, scheme=None, rate=None, expected=None):
 def _source(seed, cls, make=None):
     "`seed` if it is a `cls` already, else one made from the integer"
     if isinstance(seed, cls): return seed
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed < 2**32: return (make or cls)(int(seed))
-    raise NoisynbError(f'seed is {seed!r}; give an integer from 0 to 2**32 - 1 or a {cls.__module__}.{cls.__qualname__}')
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed < 2**32:
+        return (make or cls)(int(seed))
+    raise NoisynbError(f'seed is {seed!r}; give an integer from 0 to 2**32 - 1 or a '
+                       f'{cls.__module__}.{cls.__qualname__}')
 
 def _stream(seed): return generator(seed, 'noise')
 
@@ -167,10 +175,12 @@ def _iid(y, T, rate, to, seed):
     return np.where(flip, (y + g.integers(1, C, len(y))) % C if to is None else to[y], y)
 
 # %% ../nbs/04_noise.ipynb #50aa08fe
-def _cut(T, counts): return np.floor(T*counts[:, None])*(1 - np.eye(len(T))) # labels that move, for each pair of classes
+def _cut(T, counts):
+    return np.floor(T*counts[:, None])*(1 - np.eye(len(T))) # labels that move, for each pair of classes
 
 def _wann(y, T, rate, to, seed):
-    r, given, moved = _source(seed, np.random.RandomState), y.copy(), _cut(T, np.bincount(y, minlength=len(T))).astype(int)
+    r, given, moved = _source(seed, np.random.RandomState), y.copy(), _cut(T,
+        np.bincount(y, minlength=len(T))).astype(int)
     for c in range(len(T)):
         left = np.flatnonzero(y == c)
         for t in np.flatnonzero(moved[c]):
@@ -189,7 +199,9 @@ def _dividemix(y, T, rate, to, seed):
 def _lend(y, T, rate, to, seed):
     g, C = _source(seed, np.random.Generator, _stream), len(T)
     if to is not None: return np.where(g.random(len(y)) < rate, to[y], y)
-    if (p := rate*C/(C-1)) > 1: raise NoisynbError(f"rate is {rate}, but scheme 'lend' redraws from all {C} classes and can reach {(C-1)/C:.3g} at most; use scheme='iid'")
+    if (p := rate*C/(C-1)) > 1:
+        raise NoisynbError(f"rate is {rate}, but scheme 'lend' redraws from all {C} classes and can reach "
+                           f"{(C-1)/C:.3g} at most; use scheme='iid'")
     return np.where(g.random(len(y)) < p, g.integers(0, C, len(y)), y)
 
 # %% ../nbs/04_noise.ipynb #43507ac7
@@ -202,12 +214,14 @@ schemes = dict(
     exact='round(rate n) wrong labels in each class (the default)',
     iid='each label on its own, NumPy default_rng(seed)',
     wann='floor(T n) for each pair of classes, RandomState(seed), as the public code of WANN',
-    dividemix='a random floor(rate N) redrawn from all classes, random.Random(seed), as DivideMix, SMR and ProMix (seed 123)',
+    dividemix='a random floor(rate N) redrawn from all classes, random.Random(seed), as DivideMix, SMR and ProMix '
+              '(seed 123)',
     lend='a share of rate C/(C-1) redrawn from all classes, as LEND',
     echoalign='one multinomial draw for each label, RandomState(seed), as EchoAlign')
 _matrices = ('symmetric', 'asymmetric', 'pair', 'matrix')
 _serves = dict(exact=(_exact, _matrices), iid=(_iid, (*_matrices, 'instance')), wann=(_wann, (*_matrices, 'instance')),
-    dividemix=(_dividemix, _matrices[:3]), lend=(_lend, _matrices[:3]), echoalign=(_echoalign, (*_matrices, 'instance')))
+    dividemix=(_dividemix, _matrices[:3]), lend=(_lend, _matrices[:3]),
+    echoalign=(_echoalign, (*_matrices, 'instance')))
 
 # %% ../nbs/04_noise.ipynb #c59c3709
 def _features(X, y, standardize):
@@ -215,9 +229,11 @@ def _features(X, y, standardize):
     X = np.asarray(X)
     scale = 1/255 if X.dtype == np.uint8 else 1.
     X = X.reshape(len(X), -1)
-    if len(X) != len(y): raise NoisynbError(f'{len(X)} rows of features for {len(y)} labels; give the features of the same examples')
+    if len(X) != len(y):
+        raise NoisynbError(f'{len(X)} rows of features for {len(y)} labels; give the features of the same examples')
     if X.dtype.kind not in 'biuf': raise NoisynbError(f'features are {X.dtype}; give numbers')
-    if X.dtype.kind == 'f' and not (ok := np.isfinite(X).all(1)).all(): raise NoisynbError(f'features of row {int(ok.argmin())} are not finite; drop or repair that row')
+    if X.dtype.kind == 'f' and not (ok := np.isfinite(X).all(1)).all():
+        raise NoisynbError(f'features of row {int(ok.argmin())} are not finite; drop or repair that row')
     if not standardize: return lambda rows: X[rows]*np.float64(scale), X.shape[1]
     mean = X.mean(0, dtype=np.float64)
     std = np.sqrt(sum(((X[y == c] - mean)**2).sum(0) for c in np.unique(y))/len(X))
@@ -237,7 +253,8 @@ def instance_probabilities(
     "P(given label | example) after Xia et al., Part-dependent label noise (NeurIPS 2020)"
     from scipy.stats import truncnorm
     rows_of, d = _features(X, y, standardize)
-    q = truncnorm(-rate/spread, (1-rate)/spread, loc=rate, scale=spread).rvs(len(y), random_state=source) if rate else np.zeros(len(y))
+    q = truncnorm(-rate/spread, (1-rate)/spread, loc=rate, scale=spread).rvs(len(y),
+        random_state=source) if rate else np.zeros(len(y))
     P = np.empty((len(y), n_classes))
     for c in range(n_classes):
         W, rows = source.standard_normal((d, n_classes)), np.flatnonzero(y == c)
@@ -256,20 +273,28 @@ def _expected_instance_rate(rate, spread=.1):
     return float(truncnorm.mean(-rate/spread, (1-rate)/spread, loc=rate, scale=spread)) if rate else 0.
 
 # %% ../nbs/04_noise.ipynb #3d5f4482
-_human = dict(aggre='CIFAR-10N: the majority of three people', random1='CIFAR-10N: the first person', random2='CIFAR-10N: the second person',
-    random3='CIFAR-10N: the third person', worst='CIFAR-10N: a wrong label where any of three people gave one', human='CIFAR-100N: one person')
+_human = dict(aggre='CIFAR-10N: the majority of three people', random1='CIFAR-10N: the first person',
+    random2='CIFAR-10N: the second person',
+    random3='CIFAR-10N: the third person', worst='CIFAR-10N: a wrong label where any of three people gave one',
+    human='CIFAR-100N: one person')
 kinds = dict(none='the labels as they are', symmetric='any other class, all alike',
-    **{'symmetric-included': 'a class drawn from all, the true one included: fewer labels than asked for come out wrong'}, asymmetric='look-alike classes, by a published map or yours',
-    pair='the next class', instance="decided by the example's features (Xia et al. 2020)", matrix='any transition matrix') | _human
+    **{'symmetric-included': 'a class drawn from all, the true one included: fewer labels than asked for come out '
+                             'wrong'}, asymmetric='look-alike classes, by a published map or yours',
+    pair='the next class', instance="decided by the example's features (Xia et al. 2020)",
+    matrix='any transition matrix') | _human
 
 def _labels(labels, n_classes=None, what='labels'):
     "`labels` as (n,) int64, all within the classes"
     y = np.asarray(labels)
-    if y.ndim != 1 or not len(y): raise NoisynbError(f'{what} have the shape {y.shape}; give one label for each example, at least one')
+    if y.ndim != 1 or not len(y):
+        raise NoisynbError(f'{what} have the shape {y.shape}; give one label for each example, at least one')
     if y.dtype.kind not in 'iu' and not (y.dtype.kind == 'f' and np.isfinite(y).all() and (y == np.floor(y)).all()):
-        raise NoisynbError(f'{what} are {y.dtype} such as {y[0]!r}; give class numbers from 0 (numpy.unique(labels, return_inverse=True) makes them)')
+        raise NoisynbError(f'{what} are {y.dtype} such as {y[0]!r}; give class numbers from 0 (numpy.unique(labels, '
+                           'return_inverse=True) makes them)')
     bad = np.flatnonzero((y < 0) | (y >= (np.inf if n_classes is None else n_classes)))
-    if len(bad): raise NoisynbError(f'{what}[{bad[0]}] is {y[bad[0]]}; class numbers go from 0 to {"C" if n_classes is None else n_classes} - 1, pass n_classes if there are more')
+    if len(bad):
+        raise NoisynbError(f'{what}[{bad[0]}] is {y[bad[0]]}; class numbers go from 0 to '
+                           f'{"C" if n_classes is None else n_classes} - 1, pass n_classes if there are more')
     return y.astype(np.int64)
 
 # %% ../nbs/04_noise.ipynb #8976ea12
@@ -277,9 +302,13 @@ def _matrix(matrix):
     "`matrix` as a square float array whose rows sum to one"
     try: T = np.asarray(matrix, dtype=float)
     except (TypeError, ValueError): T = np.empty(0)
-    if T.ndim != 2 or T.shape[0] != T.shape[1]: raise NoisynbError(f"kind='matrix' needs matrix=, a square array with T[i, j] = P(given j | true i), not {np.shape(T)}")
+    if T.ndim != 2 or T.shape[0] != T.shape[1]:
+        raise NoisynbError("kind='matrix' needs matrix=, a square array with T[i, j] = P(given j | true i), not "
+                           f"{np.shape(T)}")
     for i, row in enumerate(T):
-        if not (row >= 0).all() or abs(row.sum()-1) > 1e-6: raise NoisynbError(f'row {i} of the transition matrix sums to {row.sum():.6g} or has an entry below 0; rows are true classes and sum to 1')
+        if not (row >= 0).all() or abs(row.sum()-1) > 1e-6:
+            raise NoisynbError(f'row {i} of the transition matrix sums to {row.sum():.6g} or has an entry below 0; '
+                               'rows are true classes and sum to 1')
     return T/T.sum(1, keepdims=True)
 
 # %% ../nbs/04_noise.ipynb #ce226a23
@@ -338,8 +367,10 @@ def corrupt(split, kind:str, rate:float=None, seed=0, scheme:str=None, n_classes
     >>> int(noisy.flipped.sum()), noisy.rates.tolist()
     (2, [0.25, 0.25])
     """
-    if hasattr(split, 'train'): raise NoisynbError('this is a whole data set; corrupt one part of it, such as data.train')
-    if kind == 'symmetric-included': return replace(corrupt(split, 'symmetric', rate, seed, scheme, n_classes, include_true=True), kind=kind)
+    if hasattr(split, 'train'):
+        raise NoisynbError('this is a whole data set; corrupt one part of it, such as data.train')
+    if kind == 'symmetric-included':
+        return replace(corrupt(split, 'symmetric', rate, seed, scheme, n_classes, include_true=True), kind=kind)
     human, needs = getattr(split, 'human', None) or {}, kind in (*_matrices[:3], 'instance')
     if needs or rate is not None: rate = _rate(rate)
     if kind not in kinds and kind not in human: raise unknown('kind of noise', kind, dict.fromkeys([*kinds, *human]))
@@ -347,21 +378,29 @@ def corrupt(split, kind:str, rate:float=None, seed=0, scheme:str=None, n_classes
     y = _labels(getattr(split, 'labels', split), n_classes if T is None else len(T))
     C = len(T) if T is not None else n_classes or 1 + max(int(np.max(v)) for v in (y, *human.values()))
     if kind in human: return _record(y, _labels(human[kind], C, f'human[{kind!r}]'), C, kind)
-    if kind in _human: raise NoisynbError(f'this split has no human labels {kind!r} (it has: {", ".join(human) or "none"}); load cifar10n or cifar100n')
+    if kind in _human:
+        raise NoisynbError(f'this split has no human labels {kind!r} (it has: {", ".join(human) or "none"}); load '
+                           'cifar10n or cifar100n')
     if n_classes is None and T is None and not hasattr(split, 'labels') and len(lost := np.setdiff1d(np.arange(C), y)):
-        raise NoisynbError(f'labels go up to {C - 1}, and there is no {lost[0]}; give class numbers from 0 (numpy.unique(labels, return_inverse=True) makes them), or n_classes={C} if that class exists')
+        raise NoisynbError(f'labels go up to {C - 1}, and there is no {lost[0]}; give class numbers from 0 '
+            f'(numpy.unique(labels, return_inverse=True) makes them), or n_classes={C} if that class exists')
     if kind == 'none': return _record(y, y.copy(), C, kind, None, 0., np.zeros(C))
-    takes = dict(symmetric=('include_true',), asymmetric=('mapping',), instance=('features', 'standardize'), matrix=('matrix',)).get(kind, ())
-    for name, value in dict(matrix=matrix, mapping=mapping, include_true=include_true or None, features=features, standardize=standardize or None).items():
+    takes = dict(symmetric=('include_true',), asymmetric=('mapping',), instance=('features', 'standardize'),
+        matrix=('matrix',)).get(kind, ())
+    for name, value in dict(matrix=matrix, mapping=mapping, include_true=include_true or None, features=features,
+            standardize=standardize or None).items():
         if value is not None and name not in takes: raise NoisynbError(f'{kind} noise takes no {name}; leave it out')
     scheme = scheme or ('iid' if kind == 'instance' else 'exact')
     if scheme not in schemes: raise unknown('scheme', scheme, schemes)
     draw, serves = _serves[scheme]
     if kind not in serves: raise NoisynbError(f'scheme {scheme!r} has no {kind} noise; it has: {", ".join(serves)}')
-    if include_true and scheme == 'lend': raise NoisynbError("scheme 'lend' draws from all classes so that `rate` comes out wrong; leave include_true out, or use another scheme")
+    if include_true and scheme == 'lend':
+        raise NoisynbError("scheme 'lend' draws from all classes so that `rate` comes out wrong; leave include_true "
+                           "out, or use another scheme")
     if kind == 'instance': return _instance(split, y, rate, seed, scheme, C, features, standardize)
     if T is None: T = transition(kind, rate, C, include_true or scheme == 'dividemix', mapping, superclasses)
-    to = np.where(T.diagonal() < 1, (T - np.eye(C)*T).argmax(1), np.arange(C)) if kind in ('asymmetric', 'pair') else None
+    to = np.where(T.diagonal() < 1, (T - np.eye(C)*T).argmax(1), np.arange(C)) if kind in ('asymmetric',
+        'pair') else None
     given = draw(y, T, None if kind == 'matrix' else rate, to, seed)
     expected, counts = 1 - T.diagonal(), np.bincount(y, minlength=C)
     if scheme == 'wann': expected = _cut(T, counts).sum(1)/np.maximum(counts, 1)
@@ -371,7 +410,9 @@ def _instance(split, y, rate, seed, scheme, C, features, standardize):
     X = getattr(split, 'images', None) if features is None else features
     if X is None: raise NoisynbError('instance noise looks at the examples; pass a Split with images, or features=')
     if hasattr(X, 'at'): X = np.asarray(X.at(min(X.size, 32))) # images in files: thumbnails will do
-    if C < 2: raise NoisynbError('instance noise on one class: there is no wrong label to give; pass n_classes if there are more')
+    if C < 2:
+        raise NoisynbError('instance noise on one class: there is no wrong label to give; pass n_classes if there are '
+                           'more')
     source = _source(seed, np.random.Generator, _stream) if scheme == 'iid' else _source(seed, np.random.RandomState)
     given = _draw(instance_probabilities(X, y, rate, C, source, standardize), source.random(len(y)))
     return _record(y, given, C, 'instance', scheme, rate, np.full(C, _expected_instance_rate(rate)))
@@ -409,11 +450,13 @@ def subsample(split, n:int, seed=0, scheme:str=None)->np.ndarray:
     [0, 0, 1]
     """
     y = _labels(getattr(split, 'labels', split))
-    if not isinstance(n, (int, np.integer)) or not 1 <= n <= len(y): raise NoisynbError(f'{n!r} examples out of {len(y)}; give an integer from 1 to {len(y)}')
+    if not isinstance(n, (int, np.integer)) or not 1 <= n <= len(y):
+        raise NoisynbError(f'{n!r} examples out of {len(y)}; give an integer from 1 to {len(y)}')
     if scheme == 'wann':
         from sklearn.model_selection import train_test_split
         try: return train_test_split(np.arange(len(y)), train_size=int(n), stratify=y, random_state=seed)[0]
-        except ValueError as e: raise NoisynbError(f"scheme 'wann' cannot take {n} of {len(y)} examples: {e}; leave scheme out") from e
+        except ValueError as e:
+            raise NoisynbError(f"scheme 'wann' cannot take {n} of {len(y)} examples: {e}; leave scheme out") from e
     if scheme not in (None, 'exact'): raise unknown('scheme', scheme, ('exact', 'wann'))
     g, counts = _source(seed, np.random.Generator, lambda s: generator(s, 'subsample')), np.bincount(y)
     keep, rest = np.divmod(counts*int(n), len(y))
@@ -454,14 +497,20 @@ def long_tail(split, ratio:float, seed=0, scheme:str=None)->np.ndarray:
     """
     y = _labels(getattr(split, 'labels', split))
     counts, C = np.bincount(y), int(y.max()) + 1
-    if not _rate(ratio, 'ratio'): raise NoisynbError('ratio is 0; give the size of the last class over that of the first, above 0')
+    if not _rate(ratio, 'ratio'):
+        raise NoisynbError('ratio is 0; give the size of the last class over that of the first, above 0')
     if C < 2: raise NoisynbError('a long tail needs two classes or more, and there is one')
     if scheme not in (None, 'exact', 'wann'): raise unknown('scheme', scheme, ('exact', 'wann'))
     keep = np.array([int(len(y)//C * ratio**(c/(C-1))) for c in range(C)])
-    if scheme != 'wann' and not keep.all(): raise NoisynbError(f'ratio is {ratio:g}, which leaves class {keep.argmin()} without examples; give {C/len(y):.2g} or more')
+    if scheme != 'wann' and not keep.all():
+        raise NoisynbError(f'ratio is {ratio:g}, which leaves class {keep.argmin()} without examples; give '
+                           f'{C/len(y):.2g} or more')
     if scheme != 'wann':
         g = _source(seed, np.random.Generator, lambda s: generator(s, 'long tail'))
-        return np.sort(np.concatenate([g.choice(np.flatnonzero(y == c), min(k, counts[c]), replace=False) for c, k in enumerate(keep)]))
-    if (short := np.flatnonzero(counts < keep)).size: raise NoisynbError(f"class {short[0]} has {counts[short[0]]} examples and scheme 'wann' wants {keep[short[0]]}; leave scheme out")
+        return np.sort(np.concatenate([g.choice(np.flatnonzero(y == c), min(k, counts[c]), replace=False) for c,
+            k in enumerate(keep)]))
+    if (short := np.flatnonzero(counts < keep)).size:
+        raise NoisynbError(f"class {short[0]} has {counts[short[0]]} examples and scheme 'wann' wants "
+                           f"{keep[short[0]]}; leave scheme out")
     r = _source(seed, np.random.RandomState)
     return np.concatenate([np.flatnonzero(y == c)[r.choice(counts[c], k, replace=False)] for c, k in enumerate(keep)])

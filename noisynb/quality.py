@@ -20,7 +20,8 @@ def local_weights(
 ): # (n, k) float32
     "What each neighbour's vote counts (self-tuning weights, Zelnik-Manor and Perona 2004)"
     own, d = local_scale(distances), distances.astype(np.float32)
-    return np.exp(-2*d*d/(own[:, None]*(own if scale is None else scale)[neighbors])) + np.float32(1e-6) # no row is left without a vote
+    return np.exp(-2*d*d/(own[:, None]*(own if scale is None
+        else scale)[neighbors])) + np.float32(1e-6) # no row is left without a vote
 
 def local_scale(
     distances, # (n, k) distances of the nearest others
@@ -42,7 +43,8 @@ def local_votes(
         near = neighbors[start:start + 2**15]
         weights = local_weights(near, distances[start:start + 2**15], scale)
         cell = np.arange(len(near))[:, None]*n_classes + y[near]
-        votes[start:start + 2**15] = np.bincount(cell.ravel(), weights.ravel(), len(near)*n_classes).reshape(-1, n_classes)
+        votes[start:start + 2**15] = np.bincount(cell.ravel(), weights.ravel(), len(near)*n_classes).reshape(-1,
+            n_classes)
     return votes/votes.sum(1, keepdims=True)
 
 # %% ../nbs/13_quality.ipynb #f4d98a3b
@@ -50,7 +52,8 @@ _one_thread = threadpool_limits.wrap(limits=1, user_api='blas')
 
 def _blockwise(part, n, size=1024):
     "Results of `part` for slices over n rows, in order, each the work of one thread"
-    with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool: yield from pool.map(part, [slice(i, i + size) for i in range(0, n, size)])
+    with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool:
+        yield from pool.map(part, [slice(i, i + size) for i in range(0, n, size)])
 
 # %% ../nbs/13_quality.ipynb #3aa02269
 class KernelVotes:
@@ -66,8 +69,10 @@ class KernelVotes:
         n = len(X)
         some = X[np.linspace(0, n - 1, min(n, 4096)).astype(int)].astype(np.float64)
         self.shift_ = some.mean(0).astype(np.float32)
-        self.width_ = float(max(((some - self.shift_)**2).sum(1).mean(), 1e-30)) # twice the square of half the root mean squared distance between rows
-        self.points_ = X[np.linspace(0, n - 1, min(landmarks, max(1, n//2))).astype(int)].astype(np.float32) - self.shift_
+        self.width_ = float(max(((some - self.shift_)**2).sum(1).mean(),
+            1e-30)) # twice the square of half the root mean squared distance between rows
+        self.points_ = X[np.linspace(0, n - 1,
+            min(landmarks, max(1, n//2))).astype(int)].astype(np.float32) - self.shift_
         self.center_ = self._kernel(some).mean(0) # near the mean, so that little is lost in the sums
         moment, self.mean_, gram = self._moments(X, y, n_classes, gram=True)
         values, self.basis_ = np.linalg.eigh(gram/n - np.outer(self.mean_, self.mean_))
@@ -95,7 +100,8 @@ class KernelVotes:
         given, squares = target[y[sample]], Z*Z
         def error(ridge):
             inverse = 1/(self.values_ + ridge)
-            return (((given - Z @ (right*inverse[:, None]).astype(np.float32))/np.maximum(1 - squares @ inverse.astype(np.float32) - 1/n, 1e-3)[:, None])**2).sum()
+            return (((given - Z @ (right*inverse[:, None]).astype(np.float32))/np.maximum(1
+                - squares @ inverse.astype(np.float32) - 1/n, 1e-3)[:, None])**2).sum()
         ridge = min(np.logspace(-7, 0, 8)*max(self.values_.sum(), 1e-30), key=error)
         self.weights_ = (self.basis_ @ (right/(self.values_ + ridge)[:, None])).astype(np.float32)
         if ridge != self.ridge_: # else the leverages are those of the last labels
@@ -106,7 +112,8 @@ class KernelVotes:
             if ridge == self.ridge_: own = self.leverage_[rows]
             else: own = Z @ scaled; own = np.einsum('ij,ij->i', own, own) + np.float32(1/n)
             given = target[y[rows]]
-            return np.maximum(given - (given - Z @ self.weights_)/np.maximum(1 - own, 1e-3)[:, None] + share.astype(np.float32), 0), own
+            return np.maximum(given - (given - Z @ self.weights_)/np.maximum(1 - own, 1e-3)[:, None]
+                + share.astype(np.float32), 0), own
         votes, leverages = zip(*_blockwise(part, n))
         self.votes_, self.leverage_, self.ridge_ = np.concatenate(votes), np.concatenate(leverages), ridge
         self.bias_ = (share - center @ self.weights_).astype(np.float32)
@@ -132,9 +139,10 @@ class KernelVotes:
     def predict(self,
         X, # (m, d) embeddings of new examples
     ): # (m, n_classes)
-        "Votes on new examples, in double precision, so that they depend on what else is asked by a last bit of it at most"
+        "Votes on new examples, in double precision, so that the size of the batch changes the last bit at most"
         if not len(X): return np.zeros((0, len(self.bias_)), np.float32)
-        return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows], np.float64) @ self.weights_ + self.bias_, 0), len(X))))
+        return np.concatenate(list(_blockwise(lambda rows: np.maximum(self._kernel(X[rows], np.float64) @ self.weights_
+            + self.bias_, 0), len(X))))
 
 # %% ../nbs/13_quality.ipynb #de88f35a
 def transition_matrix(
@@ -153,7 +161,7 @@ class Correction:
         y, # (n,) codes of the given labels
         rounds:int=2, # estimates of the transition matrix
     ):
-        "Learn map and transition matrix; `log_odds_` (n,) of each given label, `posterior_` (n, n_classes), `transition_`"
+        "Learn map and transition matrix: `log_odds_` (n,) of given labels, `posterior_` (n, n_classes), `transition_`"
         n, C = votes.shape
         f = np.log(np.maximum(votes, 0) + 1/C, dtype=np.float64)
         self.mean_, self.spread_ = f.mean(0), f.std() + 1e-12
@@ -176,7 +184,8 @@ class Correction:
         m = self._features(votes) @ matrix + offset
         return m - _logsumexp(m)[:, None]
 
-    def _features(self, votes): return (np.log(np.maximum(votes, 0) + 1/votes.shape[1], dtype=np.float64) - self.mean_)/self.spread_
+    def _features(self, votes):
+        return (np.log(np.maximum(votes, 0) + 1/votes.shape[1], dtype=np.float64) - self.mean_)/self.spread_
 
     def _unpack(self, p):
         C = len(self.mean_)
@@ -186,7 +195,8 @@ class Correction:
     def _maximise(self, f, y):
         "The parameters of largest likelihood of the given labels, by L-BFGS"
         from scipy.optimize import minimize
-        f, T, n = np.ascontiguousarray(f.T), self.transition_[:, y], len(y) # classes by rows: sums over classes are the fast ones
+        f, T, n = np.ascontiguousarray(f.T), self.transition_[:,
+            y], len(y) # classes by rows: sums over classes are the fast ones
         blocks = [slice(i, i + 4096) for i in range(0, n, 4096)]
         def part(matrix, b, rows):
             "Of the rows of one block: sum of the losses, and of their gradient by matrix and offset"
@@ -202,9 +212,11 @@ class Correction:
             a, B, matrix, b = self._unpack(p)
             total, D, G = (sum(s)/n for s in zip(*pool.map(lambda rows: part(matrix.T, b[:, None], rows), blocks)))
             return total + (B*B).sum()/n, np.concatenate([[(D*matrix).sum()], (np.exp(a)*D + 2*B/n).ravel(), G])
-        bounds = [(-2, 2)] + [(None, None)]*(len(self.parameters_) - 1) # a sharpness beyond these is certainty, and nothing is
+        bounds = [(-2, 2)] + [(None,
+            None)]*(len(self.parameters_) - 1) # a sharpness beyond these is certainty, and nothing is
         with threadpool_limits(1, 'blas'), ThreadPoolExecutor(threads()) as pool:
-            self.parameters_ = minimize(loss, self.parameters_, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=15)).x
+            self.parameters_ = minimize(loss, self.parameters_, jac=True, method='L-BFGS-B', bounds=bounds,
+                options=dict(maxiter=15)).x
 
 # %% ../nbs/13_quality.ipynb #26d49d27
 def _logsumexp(m):
@@ -261,7 +273,8 @@ def state(
     fitted:LabelQuality,
 )->dict: # of arrays, and of dicts of arrays
     "All that `restore` needs to predict"
-    return {k: state(v) if hasattr(v, 'fit') else v for k, v in vars(fitted).items() if v is not None and k not in _left_out}
+    return {k: state(v) if hasattr(v, 'fit') else v for k,
+        v in vars(fitted).items() if v is not None and k not in _left_out}
 
 def restore(
     arrays:dict, # from `state`
@@ -269,6 +282,7 @@ def restore(
     "The fitted LabelQuality that `state` took apart"
     def make(cls, d):
         new = cls()
-        vars(new).update({k: make({'kernel_': KernelVotes, 'correction_': Correction}[k], v) if isinstance(v, dict) else v for k, v in d.items()})
+        vars(new).update({k: make({'kernel_': KernelVotes, 'correction_': Correction}[k], v) if isinstance(v, dict)
+            else v for k, v in d.items()})
         return new
     return make(LabelQuality, dict(kernel_=None) | arrays)

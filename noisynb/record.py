@@ -20,7 +20,9 @@ def _git(*args):
     "Output of git in the folder that holds this package, or None outside a checkout of it"
     root = Path(str(resources.files('noisynb'))).resolve().parent
     if not (root/'.git').exists(): return None
-    try: return subprocess.run(['git', *args], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    try:
+        return subprocess.run(['git', *args], cwd=root, capture_output=True, text=True, check=True,
+            timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError): return None
 
 # %% ../nbs/15_record.ipynb #63195c42
@@ -32,7 +34,8 @@ def provenance(
     "What made a record: code, libraries, hardware, data, command, time"
     from noisynb import __version__
     changed = _git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!reports')
-    return dict(noisynb=__version__, commit=_git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed), python=platform.python_version(),
+    return dict(noisynb=__version__, commit=_git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed),
+        python=platform.python_version(),
         versions=versions(), hardware=hardware(device), threads=threads(), data=data, command=command,
         created=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
@@ -48,8 +51,11 @@ class Result(dict):
     def check(self):
         "Return self if it fits the schema, else raise `NoisynbError` naming the key"
         import jsonschema
-        best = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(result_schema()).iter_errors(dict(self)))
-        if best: raise NoisynbError(f'the record does not fit its schema at {"/".join(map(str, best.absolute_path)) or "the top"}: {best.message}')
+        wrong = jsonschema.Draft202012Validator(result_schema()).iter_errors(dict(self))
+        best = jsonschema.exceptions.best_match(wrong)
+        if best:
+            raise NoisynbError('the record does not fit its schema at '
+                               f'{"/".join(map(str, best.absolute_path)) or "the top"}: {best.message}')
         odd = [k for k, v in self.items() if isinstance(v, (int, float)) and not abs(v) < 1e300]
         if odd: raise NoisynbError(f'the record has {self[odd[0]]} at {odd[0]}; None stands for what is not known')
         return self
@@ -90,14 +96,18 @@ def read_result(path) -> Result:
     path = Path(path)
     if not path.is_file(): raise NoisynbError(f'there is no file {path}')
     try: content = read_json(path)
-    except NoisynbError as e: raise NoisynbError(f'{path} is not a readable notebook or record ({e}); run the experiment again') from e
+    except NoisynbError as e:
+        raise NoisynbError(f'{path} is not a readable notebook or record ({e}); run the experiment again') from e
     if path.suffix == '.ipynb':
-        try: found = [o['data'][Result.mime] for c in content['cells'] for o in c.get('outputs', []) if Result.mime in o.get('data', {})]
+        try:
+            found = [o['data'][Result.mime] for c in content['cells'] for o in c.get('outputs', [])
+                if Result.mime in o.get('data', {})]
         except (AttributeError, KeyError, TypeError) as e:
             raise NoisynbError(f'{path} is not a notebook; give one that papermill or JupyterLab wrote') from e
         if not found: raise NoisynbError(f'{path} shows no Result; run it to its last cell first')
         content = found[-1]
-    if not isinstance(content, dict): raise NoisynbError(f'{path} does not hold a record; give an executed notebook or the .json beside it')
+    if not isinstance(content, dict):
+        raise NoisynbError(f'{path} does not hold a record; give an executed notebook or the .json beside it')
     order = [k for k in result_schema()['properties'] if k in content]   # notebooks sort their keys, people prefer ours
     try: return Result({k: content[k] for k in order} | content).check()
     except NoisynbError as e: raise NoisynbError(f'{path}: {e}') from e
@@ -107,7 +117,8 @@ def write_json(
     path, # an executed notebook
 ) -> Path: # the record beside it
     "Copy the record of the notebook at `path` to a .json beside it"
-    return atomic_write(Path(path).with_suffix('.json'), json.dumps(read_result(path), indent=1, ensure_ascii=False) + '\n')
+    return atomic_write(Path(path).with_suffix('.json'),
+        json.dumps(read_result(path), indent=1, ensure_ascii=False) + '\n')
 
 # %% ../nbs/15_record.ipynb #e8613564
 def pack(
@@ -122,6 +133,8 @@ def unpack(
 ) -> np.ndarray: # (n,) bool
     "The mask that `pack` was given"
     try: bits = np.frombuffer(base64.b64decode(text), np.uint8)
-    except ValueError as e: raise NoisynbError(f'the single answers of a record cannot be read ({e}); make the record again') from e
-    if len(bits) != -(-n//8): raise NoisynbError(f'{len(bits)} bytes do not hold one bit for each of {n:,} examples; make the record again')
+    except ValueError as e:
+        raise NoisynbError(f'the single answers of a record cannot be read ({e}); make the record again') from e
+    if len(bits) != -(-n//8):
+        raise NoisynbError(f'{len(bits)} bytes do not hold one bit for each of {n:,} examples; make the record again')
     return np.unpackbits(bits, count=n).astype(bool)

@@ -17,9 +17,12 @@ from .core import NoisynbError
 def _finite(values, name):
     "As a float64 vector, or the error that names the first entry that is no number"
     values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not len(values): raise NoisynbError(f'{name} has shape {values.shape}; give one number for each example')
+    if values.ndim != 1 or not len(values):
+        raise NoisynbError(f'{name} has shape {values.shape}; give one number for each example')
     bad = ~np.isfinite(values)
-    if bad.any(): raise NoisynbError(f'{name}[{bad.argmax()}] is {values[bad.argmax()]}, and {bad.sum()} of {len(values)} are no finite numbers; has the training diverged? A smaller learning rate helps')
+    if bad.any():
+        raise NoisynbError(f'{name}[{bad.argmax()}] is {values[bad.argmax()]}, and {bad.sum()} of {len(values)} are no '
+                           'finite numbers; has the training diverged? A smaller learning rate helps')
     return values
 
 def _equal(values): return np.ptp(values) <= 1e-6*abs(values).max() # as far as float32 can tell
@@ -39,7 +42,8 @@ def recent_mean(
     last:int=5, # how many of them count
 )->np.ndarray: # (n,)
     "The mean of the newest vectors, steadier than the newest alone; for very many wrong labels"
-    if not len(history) or last < 1: raise NoisynbError(f'the mean of the last {last} of {len(history)} vectors; give at least one')
+    if not len(history) or last < 1:
+        raise NoisynbError(f'the mean of the last {last} of {len(history)} vectors; give at least one')
     return np.mean(history[-last:], 0)
 
 # %% ../nbs/11_selection.ipynb #e57fbcbd
@@ -58,7 +62,8 @@ class Mixture(NamedTuple):
     def posterior(self, values, guard=False):
         "Chance of the component of smaller mean, (n,); with `guard` it never rises with the value"
         (m0, m1), (v0, v1) = self.means, self.variances
-        seen = np.maximum(values, (m0*v1 - m1*v0)/(v1 - v0)) if guard and v0 < v1 else values # below this point it would fall again
+        seen = np.maximum(values,
+            (m0*v1 - m1*v0)/(v1 - v0)) if guard and v0 < v1 else values # below this point it would fall again
         p0, p1 = self.log_joint(seen)
         w = np.exp(-np.logaddexp(0, p1 - p0))
         return np.where(values < m1, w, 0) if guard else w
@@ -72,7 +77,9 @@ def fit_mixture(
 )->Mixture:
     "Two normal distributions fitted by EM"
     values = _finite(values, 'values')
-    if _equal(values): raise NoisynbError(f'all {len(values)} values are {values[0]:.4g}, and there is nothing to tell apart; two_component gives each a chance of 1')
+    if _equal(values):
+        raise NoisynbError(f'all {len(values)} values are {values[0]:.4g}, and there is nothing to tell apart; '
+                           'two_component gives each a chance of 1')
     high, before = values > _two_means(values), -np.inf
     mixture = _estimate(values, np.stack([~high, high]), floor)
     for step in range(1, steps + 1):
@@ -119,11 +126,14 @@ def split(
     "Two sides, neither of them empty"
     w, losses = _finite(w, 'w'), _finite(losses, 'losses')
     mask, n = w > threshold, len(w)
-    if len(losses) != n or n < 2*least: raise NoisynbError(f'{n} chances and {len(losses)} losses; two sides need as many of both, and at least {2*least}')
+    if len(losses) != n or n < 2*least:
+        raise NoisynbError(f'{n} chances and {len(losses)} losses; two sides need as many of both, and at least '
+                           f'{2*least}')
     few = min(max(least, _ceil(share, n)), n - least)
     if least <= (right := int(mask.sum())) <= n - least: return mask
     side = 'right' if right < least else 'wrong'
-    warnings.warn(f'the threshold {threshold} takes {right} of {n} labels for right; the {few} of {"smallest" if side == "right" else "largest"} loss are taken for {side}', stacklevel=2)
+    warnings.warn(f'the threshold {threshold} takes {right} of {n} labels for right; the {few} of '
+                  f'{"smallest" if side == "right" else "largest"} loss are taken for {side}', stacklevel=2)
     return losses.argsort(stable=True).argsort() < (few if side == 'right' else n - few)
 
 # %% ../nbs/11_selection.ipynb #f5dcd485
@@ -171,7 +181,8 @@ def matched_confidence(
 # %% ../nbs/11_selection.ipynb #bde76d85
 def _chance(proba, y):
     "Of each row the entry that `y` names"
-    return (np.take_along_axis(proba, y[:, None], 1) if isinstance(proba, np.ndarray) else proba.gather(1, y[:, None]))[:, 0]
+    return (np.take_along_axis(proba, y[:, None], 1) if isinstance(proba, np.ndarray)
+        else proba.gather(1, y[:, None]))[:, 0]
 
 # %% ../nbs/11_selection.ipynb #c7a4dcfc
 def agreement(

@@ -15,7 +15,8 @@ def _text(v):
     if v is None: return ''
     if hasattr(v, 'item') and not getattr(v, 'ndim', 1): v = v.item() # a NumPy scalar
     if isinstance(v, bool): return 'yes' if v else 'no'
-    if isinstance(v, float): return f'{v:.4f}' if 1e-3 <= abs(v) < 10 or v == 0 else f'{v:.4g}' if abs(v) >= 10 else f'{v:.3g}'
+    if isinstance(v, float):
+        return f'{v:.4f}' if 1e-3 <= abs(v) < 10 or v == 0 else f'{v:.4g}' if abs(v) >= 10 else f'{v:.3g}'
     return f'{v:,}' if isinstance(v, int) else str(v)
 
 class Table:
@@ -30,15 +31,18 @@ class Table:
         head, *body = [[html.escape(str(c)) for c in r] for r in self._cells()]
         left = ' style="text-align:left"' # as names are read; JupyterLab would have them on the right
         caption = f'<caption{left}>{html.escape(self.caption)}</caption>' if self.caption else ''
-        rows = ''.join(f'<tr><th scope="row"{left}>{r[0]}</th>' + ''.join(f'<td>{c}</td>' for c in r[1:]) + '</tr>' for r in body)
-        top = ''.join(f'<th scope="col"{left*(not i)}>{c.replace("_", "_<wbr>")}</th>' for i, c in enumerate(head)) # long names may break
+        rows = ''.join(f'<tr><th scope="row"{left}>{r[0]}</th>' + ''.join(f'<td>{c}</td>' for c in r[1:]) + '</tr>'
+            for r in body)
+        top = ''.join(f'<th scope="col"{left*(not i)}>{c.replace("_", "_<wbr>")}</th>' for i,
+            c in enumerate(head)) # long names may break
         wide = ' style="font-size:.85em"'*(len(head) > 9)
         return f'<table{wide}>{caption}<thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
 
     def __repr__(self):
         cells = self._cells()
         widths = [max(map(len, col)) for col in zip(*cells)]
-        return '\n'.join([self.caption]*bool(self.caption) + ['  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in cells])
+        return '\n'.join([self.caption]*bool(self.caption)
+            + ['  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in cells])
 
 # %% ../nbs/01_show.ipynb #241a9398
 def _in_notebook():
@@ -62,7 +66,8 @@ def live_table(): # a function that appends one row, given as keyword arguments
         if shown: shown.update(Table(rows))
 
 # %% ../nbs/01_show.ipynb #03452ada
-def _clock(s): return f'{int(s)//3600}:{int(s)//60%60:02}:{int(s)%60:02}' if s >= 3600 else f'{int(s)//60}:{int(s)%60:02}'
+def _clock(s):
+    return f'{int(s)//3600}:{int(s)//60%60:02}:{int(s)%60:02}' if s >= 3600 else f'{int(s)//60}:{int(s)%60:02}'
 
 def track(
     items, # what to loop over

@@ -28,14 +28,16 @@ class ImageSet:
     def __init__(self,
         images, # (n, h, w, c) uint8
         device:str='cpu', # where batches are made
-        statistics:tuple|None=None, # mean and standard deviation of each channel; None: measured, of images in files on some 2,000 of them
+        statistics:tuple|None=None, # mean and standard deviation of each channel; None: measured, in files on 2,000
         flip:bool=True, # whether weak and strong views are mirrored at random
-        pad:int|None=None, # how far weak and strong views are shifted, in pixels; None for an eighth of the side, for windows of a `size` none
-        size:int|None=None, # side of what the network sees: a random window in weak and strong views, else the middle; None for whole images
+        pad:int|None=None, # pixels that views are shifted; None: an eighth of the side, or none with a `size`
+        size:int|None=None, # side of a random window in weak and strong views, else of the middle; None: whole images
     ):
         self.device, self.flip, self.length, self.size = torch.device(device), flip, len(images), size
         self.pad, (height, width) = 0 if size and pad is None else pad, images.shape[1:3]
-        if size and not 0 < size <= min(height, width): raise NoisynbError(f'no windows of side {size} in images of {height}x{width}; give a smaller size, or larger images')
+        if size and not 0 < size <= min(height, width):
+            raise NoisynbError(f'no windows of side {size} in images of {height}x{width}; give a smaller size, or '
+                               'larger images')
         self.shape = images.shape[3], size or height, size or width
         sample = self._keep(images)
         self.statistics = statistics or augment.statistics(sample())
@@ -108,7 +110,8 @@ class FileSet(ImageSet):
 
 def flip_option(): # field of a dataclass: whether images are mirrored at random, or 'auto' for those in colour
     "The option that goes to `image_set`"
-    return option('auto', "Mirror images at random; 'auto': those in colour.", fits=lambda v: isinstance(v, (bool, np.bool_)) or v == 'auto', give="True, False or 'auto'")
+    return option('auto', "Mirror images at random; 'auto': those in colour.",
+        fits=lambda v: isinstance(v, (bool, np.bool_)) or v == 'auto', give="True, False or 'auto'")
 
 def image_set(
     images, # (n, h, w, c) uint8, or files
@@ -147,7 +150,8 @@ def sgd(
     nesterov:bool=False,
 )->torch.optim.SGD:
     "Stochastic gradient descent, all parameters in one step of the processor"
-    return torch.optim.SGD(network.parameters(), learning_rate, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+    return torch.optim.SGD(network.parameters(), learning_rate, momentum, weight_decay=weight_decay, nesterov=nesterov,
+        fused=True)
 
 @contextmanager
 def layer_chance(
@@ -226,7 +230,8 @@ def evaluate(
     modes = {m: m.training for m in network.modules()}
     network.eval()
     try:
-        with autocast(images.device): found = [network((view or images.plain)(b)).float() for b in images.follow(batches(rows, size))]
+        with autocast(images.device):
+            found = [network((view or images.plain)(b)).float() for b in images.follow(batches(rows, size))]
     finally:
         for m, training in modes.items(): m.training = training
     return torch.cat(found) if found else torch.empty(0, network.head.out_features, device=images.device)
@@ -287,7 +292,9 @@ class State(SimpleNamespace):
         packed = {k.replace('optimiser', 'optimizer'): v for k, v in packed.items()} # as older checkpoints spell it
         packed = {k: v for k, v in packed.items() if hasattr(self, k) or v != []} # what is no longer kept was empty
         mine, theirs = sorted(vars(self)), sorted(packed)
-        if mine != theirs: raise NoisynbError(f'the state has {", ".join(theirs)}, and this method keeps {", ".join(mine)}; it is that of another method or version')
+        if mine != theirs:
+            raise NoisynbError(f'the state has {", ".join(theirs)}, and this method keeps {", ".join(mine)}; it is '
+                               'that of another method or version')
         for k, v in packed.items(): setattr(self, k, _unpacked(getattr(self, k), v))
 
 # %% ../nbs/12_training.ipynb #6a0ea4ec
@@ -302,7 +309,8 @@ def _packed(v, name):
     if isinstance(v, dict): return {k: _packed(x, f'{name}.{k}') for k, x in v.items()}
     if isinstance(v, (list, tuple)): return [_packed(x, name) for x in v]
     if v is None or isinstance(v, (bool, int, float, str)): return v
-    raise NoisynbError(f'{name} is a {type(v).__name__}, which a checkpoint cannot hold; give it state_dict and load_state_dict')
+    raise NoisynbError(f'{name} is a {type(v).__name__}, which a checkpoint cannot hold; give it state_dict and '
+                       'load_state_dict')
 
 def _unpacked(old, v):
     "What replaces `old`: itself, with the state `v`, or a new value"
@@ -311,8 +319,11 @@ def _unpacked(old, v):
     elif isinstance(old, np.random.Generator): old.bit_generator.state = v
     elif isinstance(v, dict) and list(v) == ['an array']: return v['an array'].numpy()
     elif isinstance(v, torch.Tensor): return v.to(old.device) if isinstance(old, torch.Tensor) else v
-    elif isinstance(v, dict): return {k: _unpacked(old.get(k) if isinstance(old, dict) else None, x) for k, x in v.items()}
-    elif isinstance(v, list): return [_unpacked(old[i] if isinstance(old, (list, tuple)) and i < len(old) else None, x) for i, x in enumerate(v)]
+    elif isinstance(v, dict):
+        return {k: _unpacked(old.get(k) if isinstance(old, dict) else None, x) for k, x in v.items()}
+    elif isinstance(v, list):
+        return [_unpacked(old[i] if isinstance(old, (list, tuple)) and i < len(old) else None, x) for i,
+            x in enumerate(v)]
     else: return v
     return old
 
@@ -335,13 +346,17 @@ def read_checkpoint(
         content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: return None
     except Exception as e: # what torch.load raises for bytes that it did not write can be anything
-        raise NoisynbError(f'{path} is no readable checkpoint ({str(e).partition(chr(10))[0][:100]}); remove it to start anew, or give another path') from e
-    if not isinstance(content, dict) or content.get('format') != 'noisynb-checkpoint-1': raise NoisynbError(f'{path} is not a checkpoint of a training run; give another path')
+        raise NoisynbError(f'{path} is no readable checkpoint ({str(e).partition(chr(10))[0][:100]}); remove it to '
+                           'start anew, or give another path') from e
+    if not isinstance(content, dict) or content.get('format') != 'noisynb-checkpoint-1':
+        raise NoisynbError(f'{path} is not a checkpoint of a training run; give another path')
     if not isinstance(content.get('identity'), dict): raise _not_whole(path)
     theirs, mine = content['identity'], identity or {}
     if other := [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]:
         k = other[0]
-        raise NoisynbError(f'{path} is of another run: {k} was {theirs.get(k)} and is {mine.get(k)}' + f' ({", ".join(other[1:])} differ, too)'*(len(other) > 1) + '; remove it to start anew, or give another path')
+        raise NoisynbError(f'{path} is of another run: {k} was {theirs.get(k)} and is {mine.get(k)}'
+            + f' ({", ".join(other[1:])} differ, too)'*(len(other) > 1)
+            + '; remove it to start anew, or give another path')
     return content
 
 def _not_whole(path, why='parts of it are missing'):
@@ -358,12 +373,14 @@ def resume(
         state.load_state_dict(done['state'])
         return [done[name] for name in names]
     except NoisynbError: raise
-    except Exception as e: raise _not_whole(path, f'{type(e).__name__}: {str(e).partition(chr(10))[0][:100]}') from e # torch has no one class of errors
+    except Exception as e:
+        why = str(e).partition('\n')[0][:100]
+        raise _not_whole(path, f'{type(e).__name__}: {why}') from e # torch has no one class of errors
 
 # %% ../nbs/12_training.ipynb #0b7412b5
 def train(
     state:State, # all that training changes
-    one_epoch, # function of the epoch, from 0, and its `Rate`, that trains and returns a row of the history: a dict with `loss` and more
+    one_epoch, # function of the epoch, from 0, and its `Rate`; returns a row of the history: a dict with `loss`
     schedule:Schedule,
     epochs:int, # at most
     minutes:float|None=None, # time budget; None for as long as it takes
@@ -375,26 +392,34 @@ def train(
     "Train for some epochs, or for some time"
     done = read_checkpoint(checkpoint, identity) if checkpoint else None
     history, progress, spent = resume(state, done, checkpoint, 'history', 'progress', 'spent') if done else ([], 0., 0.)
-    if minutes is None and epochs > len(history) and progress > len(history)/epochs + 1e-9: raise NoisynbError(f'{checkpoint} holds {len(history)} epochs of a shorter run, whose learning rate has come down already; remove it to start anew, or give another path')
+    if minutes is None and epochs > len(history) and progress > len(history)/epochs + 1e-9:
+        raise NoisynbError(f'{checkpoint} holds {len(history)} epochs of a shorter run, whose learning rate has come '
+                           'down already; remove it to start anew, or give another path')
     begun, written, cost = time.perf_counter() - spent, -math.inf, 0.
-    def keep(spent): write_checkpoint(checkpoint, dict(identity=identity or {}, state=state.state_dict(), history=history, progress=progress, spent=spent))
+    def keep(spent):
+        write_checkpoint(checkpoint, dict(identity=identity or {}, state=state.state_dict(), history=history,
+            progress=progress, spent=spent))
     with live_table() if verbose else nullcontext(lambda **row: None) as show, _told(checkpoint, history):
         for row in history: show(**row)
         while (left := _epochs_left(history, epochs, minutes, time.perf_counter() - begun)) > 0:
             epoch, start = len(history), time.perf_counter()
-            rate = Rate(schedule, progress, (epoch + 1)/epochs if minutes is None else progress + (1 - progress)/left, epoch + left)
+            rate = Rate(schedule, progress, (epoch + 1)/epochs if minutes is None else progress + (1 - progress)/left,
+                epoch + left)
             row = one_epoch(epoch, rate)
             _check_row(row, epoch)
             seconds, progress = time.perf_counter() - start, rate.end
             speed = dict(images_per_second=row.pop('images')/seconds) if 'images' in row else {}
-            history.append(dict(epoch=epoch + 1, **row, learning_rate=rate(), seconds=seconds, **speed, **(watch and watch() or {})))
+            history.append(dict(epoch=epoch + 1, **row, learning_rate=rate(), seconds=seconds, **speed,
+                **(watch and watch() or {})))
             show(**history[-1])
             now = time.perf_counter()
-            if checkpoint and (epoch + 1 == epochs or now - written > 10*cost): # at most a tenth of the time goes into writing
+            if checkpoint and (epoch + 1 == epochs or now - written > 10
+                    *cost): # at most a tenth of the time goes into writing
                 keep(now - begun)
                 written = time.perf_counter()
                 cost = written - now
-        if checkpoint and minutes and len(history) < epochs: keep(max(60*minutes, time.perf_counter() - begun)) # the same call, made again, trains no further
+        if checkpoint and minutes and len(history) < epochs:
+            keep(max(60*minutes, time.perf_counter() - begun)) # the same call, made again, trains no further
     return history
 
 # %% ../nbs/12_training.ipynb #51a88716
@@ -406,13 +431,16 @@ def _epochs_left(history, epochs, minutes, spent):
 
 def _check_row(row, epoch):
     if not math.isfinite(row.get('loss', 0.)):
-        raise NoisynbError(f'the loss of epoch {epoch + 1} is {row["loss"]}: training has diverged; give a smaller learning_rate')
+        raise NoisynbError(f'the loss of epoch {epoch + 1} is {row["loss"]}: training has diverged; give a smaller '
+                           'learning_rate')
 
 @contextmanager
 def _told(checkpoint, history):
     "What an interrupted run says"
     try: yield
     except KeyboardInterrupt as e:
-        e.add_note(f'Stopped in epoch {len(history) + 1}. ' + (f'{checkpoint} holds the run so far: the same call goes on from there.' if checkpoint and Path(checkpoint).exists()
+        e.add_note(f'Stopped in epoch {len(history) + 1}. '
+            + (f'{checkpoint} holds the run so far: the same call goes on from there.' if checkpoint
+            and Path(checkpoint).exists()
                    else 'There is no checkpoint: give checkpoint=path to be able to go on.'))
         raise

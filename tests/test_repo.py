@@ -257,3 +257,10 @@ def test_the_wheel_holds_everything(tmp_path):
     with ZipFile(next((tmp_path/'dist').glob('*.whl'))) as z: inside = {n for n in z.namelist() if n.startswith('noisynb/')}
     ours = {here(p) for p in (root/'noisynb').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
     assert inside == ours | {f'noisynb/notebooks/{n}.ipynb' for n in ('run_method', 'audit_labels', 'compare_methods')}
+
+def test_no_exported_line_is_wider_than_a_page():
+    "Lines that nbdev writes itself are as long as they are"
+    lines = [(mod, i, line) for mod in modules for i, line in enumerate(mod.read_text().split('\n'), 1)]
+    assert len(lines) > 1000
+    assert not [f'{mod.relative_to(root)}:{i}' for mod, i, line in lines
+        if len(line) > 120 and not line.startswith(('__all__ = ', '# %% '))]

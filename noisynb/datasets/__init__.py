@@ -74,14 +74,19 @@ def _lost(name, folder, sources):
         if not (s.sha256 or s.md5):
             place = next((p for q in s.places if (p := folder/q).is_dir()), folder/s.places[-1])
             found = [any((place/n).exists() for n in names.split('|')) for names in s.inside]
-            rows += [f'  {place}, a folder with (see {s.url})', *(f'    {n.replace("|", " or ")}{", which is there"*ok}' for n, ok in zip(s.inside, found))]
+            rows += [f'  {place}, a folder with (see {s.url})',
+                *(f'    {n.replace("|", " or ")}{", which is there"*ok}' for n, ok in zip(s.inside, found))]
             continue
         rows.append(f'  {folder/s.places[-1]}  from {s.url}')
         if s.inside: rows.append(f'    or the folder {folder/s.places[0]} with {", ".join(s.inside)}')
-        elif s.places[1:]: rows.append(f'    or {", ".join(p if p[0] == "~" else str(folder/p) for p in s.places[:-1])}')
+        elif s.places[1:]:
+            rows.append(f'    or {", ".join(p if p[0] == "~" else str(folder/p) for p in s.places[:-1])}')
     words, arguments = ('', '') if folder == data_folder() else (f' --data-dir {folder}', f', {str(folder)!r}')
     many, them = ('a file is', 'it') if len(sources) == 1 else (f'{len(sources)} of its files are', 'them')
-    first = f'{many} missing. Put {them} there, or fetch {them} (noisynb fetch {name}{words}, or load({name!r}{arguments}, download=True)):' if free else 'not all of it is there, and noisynb cannot fetch it. Get it as the page named here says, and unpack it to:'
+    first = ('not all of it is there, and noisynb cannot fetch it. '
+        'Get it as the page named here says, and unpack it to:')
+    if free: first = (f'{many} missing. Put {them} there, or fetch {them} '
+        f'(noisynb fetch {name}{words}, or load({name!r}{arguments}, download=True)):')
     return '\n'.join([f'{name}: {first}', *rows])
 
 def load(name_or_path, data_dir=None, download:bool=False, **options)->Dataset:
@@ -120,7 +125,9 @@ def load(name_or_path, data_dir=None, download:bool=False, **options)->Dataset:
     name, folder = str(name_or_path), data_folder(data_dir)
     path = _own(name, data_dir)
     if path and path.suffix.lower() != '.npz': return read(path, **options)
-    if options: raise NoisynbError(f'{name} takes no option {next(iter(options))!r}; options are for a folder or a table of pictures')
+    if options:
+        raise NoisynbError(f'{name} takes no option {next(iter(options))!r}; options are for a folder or a table of '
+                           'pictures')
     if path: return read_npz(path)
     if name.lower().endswith(_endings): raise NoisynbError(f'there is no file {name!r}, here or in {folder}')
     spec = _spec(name)
@@ -128,4 +135,5 @@ def load(name_or_path, data_dir=None, download:bool=False, **options)->Dataset:
     lost = [s for s, p in zip(spec.sources, paths) if p is None]
     if lost: raise NoisynbError(_lost(name, folder, lost))
     train, test, *val = spec.read(paths)
-    with _reading(paths[-1].parent if paths else name): return Dataset(name, train, test, spec.classes, *val, superclasses=spec.superclasses, source=spec.home)
+    with _reading(paths[-1].parent if paths else name):
+        return Dataset(name, train, test, spec.classes, *val, superclasses=spec.superclasses, source=spec.home)

@@ -20,12 +20,17 @@ def _labels(
     "Class indices as int64, or an error that says which value is none"
     a = np.asarray(values)
     if a.ndim == 2 and a.shape[1] == 1: a = a[:, 0]
-    if a.ndim != 1: raise NoisynbError(f'{what} have shape {a.shape}; give one class index per image, shape (n,): several labels per image do not fit here')
+    if a.ndim != 1:
+        raise NoisynbError(f'{what} have shape {a.shape}; give one class index per image, shape (n,): several labels '
+                           'per image do not fit here')
     if a.size and a.dtype.kind in 'USO':
-        raise NoisynbError(f'{what} are text or objects (the first is {a[0]!r}); names, labels = np.unique({what}, return_inverse=True) makes class indices of them')
+        raise NoisynbError(f'{what} are text or objects (the first is {a[0]!r}); names, labels = np.unique({what}, '
+                           'return_inverse=True) makes class indices of them')
     if a.dtype.kind == 'f' and not np.isfinite(a).all():
-        raise NoisynbError(f'{what} hold {a[~np.isfinite(a)][0]} at row {np.argmin(np.isfinite(a))}; leave out rows without a label')
-    if a.size and a.dtype.kind not in 'iu': raise NoisynbError(f'{what} have type {a.dtype}; class indices are whole numbers: use astype(int) if they are')
+        raise NoisynbError(f'{what} hold {a[~np.isfinite(a)][0]} at row {np.argmin(np.isfinite(a))}; leave out rows '
+                           'without a label')
+    if a.size and a.dtype.kind not in 'iu':
+        raise NoisynbError(f'{what} have type {a.dtype}; class indices are whole numbers: use astype(int) if they are')
     return a.astype(np.int64)
 
 def _one_each(
@@ -44,10 +49,12 @@ def _images(values)->np.ndarray: # uint8 (n, h, w, c)
     if a.dtype.kind == 'f' and not np.isfinite(a).all():
         raise NoisynbError(f'images hold {a[~np.isfinite(a)][0]}; leave out or repair such images')
     if a.dtype != np.uint8:
-        raise NoisynbError(f'images have type {a.dtype}; give uint8, 0 to 255: (255*images).round().astype("uint8") if they go from 0 to 1')
+        raise NoisynbError(f'images have type {a.dtype}; give uint8, 0 to 255: (255*images).round().astype("uint8") if '
+                           'they go from 0 to 1')
     if a.ndim == 3: a = a[..., None]
     if a.ndim != 4 or not 1 <= a.shape[3] <= 4 or 0 in a.shape[1:]:
-        raise NoisynbError(f'images have shape {a.shape}; give (n, h, w) or (n, h, w, channels) with 1 to 4 channels: images.transpose(0, 2, 3, 1) puts the channel last')
+        raise NoisynbError(f'images have shape {a.shape}; give (n, h, w) or (n, h, w, channels) with 1 to 4 channels: '
+                           'images.transpose(0, 2, 3, 1) puts the channel last')
     return a
 
 # %% ../../nbs/03_datasets/00_base.ipynb #5323c162
@@ -77,7 +84,8 @@ class Split:
         images = getattr(self.images, 'rows', self.images.__getitem__)
         try: return Split(images(i), self.labels[i], {k: v[i] for k, v in self.human.items()})
         except IndexError as e:
-            raise NoisynbError(f'cannot take rows: {e}; there are {len(self):,}: give whole numbers below that, or a mask of that length') from None
+            raise NoisynbError(f'cannot take rows: {e}; there are {len(self):,}: give whole numbers below that, or a '
+                               'mask of that length') from None
 
 # %% ../../nbs/03_datasets/00_base.ipynb #1be665f7
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,9 +103,11 @@ class Dataset:
         object.__setattr__(self, 'classes', tuple(map(str, self.classes)))
         if len(self.train) == 0: raise NoisynbError('the training part is empty; only the test part may be')
         if (self.train.labels == self.train.labels[0]).all():
-            raise NoisynbError(f'all {len(self.train):,} training labels are {self.train.labels[0]}; a classifier needs two classes or more')
+            raise NoisynbError(f'all {len(self.train):,} training labels are {self.train.labels[0]}; a classifier '
+                               'needs two classes or more')
         if self.superclasses is not None and len(self.superclasses) != self.n_classes:
-            raise NoisynbError(f'{len(self.superclasses)} superclasses for {self.n_classes} classes; give one per class')
+            raise NoisynbError(f'{len(self.superclasses)} superclasses for {self.n_classes} classes; give one per '
+                               'class')
         for part, split in self.parts.items(): self._check(part, split)
 
     def _check(self, part, split):
@@ -107,7 +117,8 @@ class Dataset:
         for key, v in {'labels': split.labels, **split.human}.items():
             bad = np.flatnonzero((v < 0) | (v >= self.n_classes))
             if len(bad):
-                raise NoisynbError(f'{part} {key!r} hold {v[bad[0]]} at row {bad[0]}; with {self.n_classes} classes they go from 0 to {self.n_classes - 1}')
+                raise NoisynbError(f'{part} {key!r} hold {v[bad[0]]} at row {bad[0]}; with {self.n_classes} classes '
+                                   f'they go from 0 to {self.n_classes - 1}')
 
     @property
     def n_classes(self)->int: return len(self.classes)
@@ -120,12 +131,14 @@ class Dataset:
     @cached_property
     def fingerprint(self)->str:
         "16 hexadecimal digits of images, labels and class names; computed once, so leave the arrays as they are"
-        arrays = [x for k, s in self.parts.items() for x in (k, s.images, s.labels, *(x for h in s.human.items() for x in h))]
+        arrays = [x for k, s in self.parts.items() for x in (k, s.images, s.labels,
+            *(x for h in s.human.items() for x in h))]
         return fingerprint('\n'.join(self.classes), *arrays)
 
     def __repr__(self):
         names = self.classes if self.n_classes <= 10 else (*self.classes[:4], '...', self.classes[-1])
-        return '\n'.join([f'{self.name}, {self.n_classes} classes: {", ".join(names)}', *(f'{k:>6}: {v}' for k, v in self.parts.items())])
+        return '\n'.join([f'{self.name}, {self.n_classes} classes: {", ".join(names)}',
+            *(f'{k:>6}: {v}' for k, v in self.parts.items())])
 
 # %% ../../nbs/03_datasets/00_base.ipynb #e5a92145
 def next_in_group(

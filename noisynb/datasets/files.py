@@ -33,14 +33,16 @@ def _rgb(im):
     "A loaded picture of any mode as RGB"
     if im.mode.startswith(('I', 'F')): return Image.fromarray(_eight_bits(np.asarray(im))).convert('RGB')
     try:
-        if im.mode not in ('1', 'L', 'P', 'RGB', 'LA', 'PA', 'RGBA') or not im.has_transparency_data: return im.convert('RGB')
+        if im.mode not in ('1', 'L', 'P', 'RGB', 'LA', 'PA', 'RGBA') or not im.has_transparency_data:
+            return im.convert('RGB')
         im = im.convert('RGBA')
     except ValueError as e: raise _Unusable('not supported', f'mode {im.mode}: {e}') from e
     return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
 
 # %% ../../nbs/03_datasets/02_files.ipynb #4a4f1305
 _one_large = threading.Lock()
-_turns = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+_turns = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
     Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)))
 
 def _square(
@@ -55,7 +57,8 @@ def _square(
         except Exception: turn = None # a broken entry says nothing about the pixels
         (w, h), scale = (whole, whole[0]/reduced[1][2]) if reduced else (im.size, 1)
         side = min(w, h)
-        left, top = (w - side + (turn in (2, 3, 7, 8)))//2, (h - side + (turn in (3, 4, 6, 7)))//2 # the same middle, mirrored or not
+        left, top = (w - side + (turn in (2, 3, 7, 8)))//2, (h - side
+            + (turn in (3, 4, 6, 7)))//2 # the same middle, mirrored or not
         box = [v/scale for v in (left, top, left + side, top + side)]
         im = _rgb(im).resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(im.transpose(_turns[turn]) if turn in _turns else im)
@@ -63,7 +66,8 @@ def _square(
 # %% ../../nbs/03_datasets/02_files.ipynb #107aac1a
 max_pixels = 2**28//3
 extensions = tuple('.jpg .jpeg .jfif .png .gif .bmp .tif .tiff .webp .ppm .pgm .pbm .avif'.split())
-_beginnings = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'II*\0', b'MM\0*', b'RIFF', b'P1', b'P2', b'P3', b'P4', b'P5', b'P6')
+_beginnings = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'II*\0', b'MM\0*', b'RIFF', b'P1', b'P2', b'P3', b'P4', b'P5',
+    b'P6')
 
 @functools.cache
 def _formats():
@@ -80,7 +84,8 @@ def _picture(f, size, fact):
         if f.read(12).startswith(_beginnings): raise _Unusable('corrupt', 'it begins like a picture and is none') from e
         raise _Unusable('not an image', 'it begins like no picture format that is read') from e
     fact.update(width=im.width, height=im.height, mode=im.mode)
-    if im.width*im.height > max_pixels: raise _Unusable('too many pixels', f'{im.width:,} x {im.height:,}, and {max_pixels:,} is the limit')
+    if im.width*im.height > max_pixels:
+        raise _Unusable('too many pixels', f'{im.width:,} x {im.height:,}, and {max_pixels:,} is the limit')
     return _square(im, size)
 
 # %% ../../nbs/03_datasets/02_files.ipynb #6d775cdc
@@ -125,9 +130,12 @@ class Files:
         size:int=224, # every image becomes (size, size, 3)
         root=None, # the folder; None: the names stand for themselves
     ):
-        if isinstance(paths, (str, bytes, os.PathLike)): raise NoisynbError(f'paths is {str(paths)!r}; give a list of names: read_folder reads a folder')
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1: raise NoisynbError(f'size is {size!r}; give the side in pixels, a whole number of 1 or more')
-        self.paths, self.size, self.root = tuple(os.fspath(p).replace(os.sep, '/') for p in paths), int(size), None if root is None else Path(root)
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise NoisynbError(f'paths is {str(paths)!r}; give a list of names: read_folder reads a folder')
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise NoisynbError(f'size is {size!r}; give the side in pixels, a whole number of 1 or more')
+        self.paths, self.size, self.root = tuple(os.fspath(p).replace(os.sep, '/')
+            for p in paths), int(size), None if root is None else Path(root)
 
     def __len__(self): return len(self.paths)
     @property
@@ -139,7 +147,8 @@ class Files:
 
     def _which(self, key):
         "The row numbers that an index, slice, list or mask means"
-        if isinstance(key, tuple): raise IndexError('files are indexed by rows only; files[rows] is an array that can be indexed further')
+        if isinstance(key, tuple):
+            raise IndexError('files are indexed by rows only; files[rows] is an array that can be indexed further')
         if isinstance(key, slice): return np.arange(*key.indices(len(self)))
         key = np.asarray(key)
         which = np.arange(len(self))[key.astype(int) if not key.size else key]
@@ -168,7 +177,8 @@ class Files:
         found = _each(lambda i: _look(self.path(i), self.size), which)
         for j, (fact, picture) in enumerate(track(found, 'decoding', len(which)) if len(which) > 2000 else found):
             if picture is None:
-                raise NoisynbError(f'{_plain(self.path(which[j]))}: {fact["reason"]} ({fact["detail"]}); repair it, or leave such files out: files.rows([f["ok"] for f in scan(files)])')
+                raise NoisynbError(f'{_plain(self.path(which[j]))}: {fact["reason"]} ({fact["detail"]}); repair it, or '
+                                   'leave such files out: files.rows([f["ok"] for f in scan(files)])')
             out[j] = picture
         return out
 

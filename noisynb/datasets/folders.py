@@ -31,17 +31,20 @@ class Collection:
         "The same as a `Dataset`, images still in their files"
         parts = np.full(len(self.files), 'train') if self.parts is None else self.parts
         split = {p: Split(self.files.rows(parts == p), self.labels[parts == p]) for p in ('train', 'val', 'test')}
-        return Dataset(name, split['train'], split['test'], self.classes, val=split['val'] if len(split['val']) else None, source=source)
+        return Dataset(name, split['train'], split['test'], self.classes,
+            val=split['val'] if len(split['val']) else None, source=source)
 
 def _indexed(labels):
     "Class names in order, as numbers if they all are (1.0 is 1), and int64 indices"
     if all(re.fullmatch(r'-?[0-9]{1,15}(\.0+)?', l) for l in labels): labels = [l.partition('.')[0] for l in labels]
-    names = sorted(set(labels), key=(lambda l: (int(l), l)) if all(re.fullmatch('-?[0-9]{1,15}', l) for l in labels) else None)
+    names = sorted(set(labels), key=(lambda l: (int(l), l)) if all(re.fullmatch('-?[0-9]{1,15}', l) for l in labels)
+        else None)
     index = {l: i for i, l in enumerate(names)}
     return tuple(names), np.array([index[l] for l in labels], np.int64)
 
 # %% ../../nbs/03_datasets/03_folders.ipynb #6d97f0ea
-_part_names = {n: p for p, names in dict(train='train training', val='val valid validation dev', test='test testing').items() for n in names.split()}
+_part_names = {n: p for p, names in dict(train='train training', val='val valid validation dev',
+    test='test testing').items() for n in names.split()}
 
 def _utf8(name):
     "Whether a file name is text"
@@ -53,7 +56,8 @@ def _refused(path, name, root, links):
     "Why a file in a folder is passed over, or None"
     if not _utf8(name): return 'its name is not UTF-8'
     if not name.lower().endswith(extensions): return 'no picture by its name'
-    if not links and os.path.islink(path) and not os.path.realpath(path).startswith(os.path.join(root, '')): return 'a link out of the folder'
+    if not links and os.path.islink(path) and not os.path.realpath(path).startswith(os.path.join(root, '')):
+        return 'a link out of the folder'
     return None if os.path.isfile(path) else 'not a file'
 
 def _below(
@@ -62,7 +66,9 @@ def _below(
 ): # names relative to `root`, sorted, and what was passed over
     "The pictures in a folder, at any depth"
     real, found, skipped, seen = os.path.realpath(root), [], [], set()
-    def skip(path, reason): skipped.append(dict(path=os.fsencode(os.path.relpath(path, real)).decode('utf-8', 'backslashreplace').replace(os.sep, '/'), reason=reason, row=None))
+    def skip(path, reason):
+        skipped.append(dict(path=os.fsencode(os.path.relpath(path, real)).decode('utf-8',
+            'backslashreplace').replace(os.sep, '/'), reason=reason, row=None))
     for here, folders, names in os.walk(real, followlinks=links, onerror=lambda e: skip(e.filename, 'unreadable')):
         seen.add(os.path.realpath(here))
         inner, folders[:] = [f for f in sorted(folders) if not f.startswith('.') and f != '__MACOSX'], []
@@ -83,9 +89,11 @@ def _part_folders(root, found):
     "Folder name -> part if the folders at the top are parts, else an empty dict"
     tops = {f.partition('/')[0] for f in found if '/' in f}
     parts = {t: _part_names[t.lower()] for t in tops if t.lower() in _part_names}
-    if 'train' not in parts.values() or len(set(parts.values())) == 1 < len(tops): return {} # a class may be called train
+    if 'train' not in parts.values() or len(set(parts.values())) == 1 < len(tops):
+        return {} # a class may be called train
     if not any(f.count('/') > 1 and parts.get(f.partition('/')[0]) == 'train' for f in found):
-        raise NoisynbError(f'{root}: its folders are {", ".join(sorted(tops))}, and there are no class folders in them; put the pictures into train/CLASS/')
+        raise NoisynbError(f'{root}: its folders are {", ".join(sorted(tops))}, and there are no class folders in '
+                           'them; put the pictures into train/CLASS/')
     return parts
 
 def read_folder(
@@ -105,7 +113,8 @@ def read_folder(
         if reason: skipped.append(dict(path=f, reason=reason, row=None))
         else: rows.append((f, label, parts.get(top)))
     if not rows:
-        why = f'; {len(skipped):,} files were passed over, such as {skipped[0]["path"]} ({skipped[0]["reason"]})' if skipped else ''
+        first = f'{skipped[0]["path"]} ({skipped[0]["reason"]})' if skipped else ''
+        why = f'; {len(skipped):,} files were passed over, such as {first}' if skipped else ''
         raise NoisynbError(f'{root}: there are no pictures in class folders, such as {root.name}/cat/1.jpg{why}')
     names, labels, where = zip(*rows)
     classes, labels = _indexed(labels)
@@ -113,7 +122,8 @@ def read_folder(
 
 # %% ../../nbs/03_datasets/03_folders.ipynb #e8c02cea
 _usual = dict(path='path filepath filename file imagepath imagefile imagefilename imagename image imgpath img'.split(),
-    label='label class category labels givenlabel classname classlabel labelname target y'.split(), split='split subset partition'.split())
+    label='label class category labels givenlabel classname classlabel labelname target y'.split(),
+    split='split subset partition'.split())
 
 def _column(
     names, # of the columns
@@ -126,11 +136,14 @@ def _column(
     plain = [re.sub(r'[\W_]', '', n).lower() for n in names]
     usual = asked or next((u for u in _usual[role] if u in plain), None)
     hits = [i for i, n in enumerate(names if asked else plain) if n == usual]
-    if len(hits) > 1: raise NoisynbError(f'{len(hits)} columns can be the {role}: {", ".join(repr(names[i]) for i in hits)}; rename one, or give {role}_column=...')
+    if len(hits) > 1:
+        raise NoisynbError(f'{len(hits)} columns can be the {role}: {", ".join(repr(names[i]) for i in hits)}; rename '
+                           f'one, or give {role}_column=...')
     if hits: return hits[0]
     if asked: raise NoisynbError(f'no column {asked!r} for the {role}; there are: {shown}')
     if role == 'split': return None
-    raise NoisynbError(f'no column has a usual name for the {role}, such as {", ".join(_usual[role][:3])}; there are: {shown}. Give {role}_column=... (on the command line -p {role}_column NAME)')
+    raise NoisynbError(f'no column has a usual name for the {role}, such as {", ".join(_usual[role][:3])}; there are: '
+                       f'{shown}. Give {role}_column=... (on the command line -p {role}_column NAME)')
 
 def _csv_rows(path, choose):
     "Yield the chosen fields of each row of a CSV, None for a row with another number of fields than the header"
@@ -146,8 +159,11 @@ def _csv_rows(path, choose):
             for row in reader:
                 if any(row[len(names):]) or 0 < len(row) < len(names): yield None
                 elif row: yield [None if i is None else row[i] for i in where]
-        except UnicodeError as e: raise NoisynbError(f'it is not {coding[:6].upper().rstrip("-")} text ({e.reason}); save it as "CSV UTF-8"') from e
-        except csv.Error as e: raise NoisynbError(f'line {reader.line_num}: {e}; is a quotation mark not closed or not doubled?') from e
+        except UnicodeError as e:
+            name = coding[:6].upper().rstrip('-')
+            raise NoisynbError(f'it is not {name} text ({e.reason}); save it as "CSV UTF-8"') from e
+        except csv.Error as e:
+            raise NoisynbError(f'line {reader.line_num}: {e}; is a quotation mark not closed or not doubled?') from e
 
 # %% ../../nbs/03_datasets/03_folders.ipynb #0e976bff
 def _parquet_rows(path, choose):
@@ -159,7 +175,8 @@ def _parquet_rows(path, choose):
     for i in where:
         kind = None if i is None else file.schema_arrow.field(i).type
         if kind and (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind)):
-            raise NoisynbError(f'column {names[i]!r} holds {kind}; only paths and plain labels are read: write pictures inside the table to files first')
+            raise NoisynbError(f'column {names[i]!r} holds {kind}; only paths and plain labels are read: write '
+                               'pictures inside the table to files first')
     def text(v): return '' if v is None or v != v else str(v)
     for batch in file.iter_batches(columns=[names[i] for i in where if i is not None]):
         columns = [[None]*len(batch) if i is None else map(text, batch.column(names[i]).to_pylist()) for i in where]
@@ -173,17 +190,20 @@ def _located(name, root):
             n = n if '..' in n else os.path.normpath(n)
             inside = os.path.isabs(n) and n.startswith(os.path.join(os.path.abspath(root), ''))
             return (os.path.relpath(n, os.path.abspath(root)) if inside else n).replace(os.sep, '/'), ''
-    return name, 'no path' if not name.strip() else 'not a file' if os.path.exists(os.path.join(root, name)) else 'missing'
+    if not name.strip(): return name, 'no path'
+    return name, 'not a file' if os.path.exists(os.path.join(root, name)) else 'missing'
 
 def _usable(rows, root):
     "Divide rows of path, label, part into those that can be used, and the others with a reason"
     kept, skipped, first = [], [], {}
-    whole = [(r, *values) for r, values in enumerate(rows, 1) if values or skipped.append(dict(path='', reason='wrong number of fields', row=r))]
+    whole = [(r, *values) for r, values in enumerate(rows, 1) if values
+        or skipped.append(dict(path='', reason='wrong number of fields', row=r))]
     for (row, name, label, part), (found, reason) in zip(whole, _each(lambda w: _located(w[1], root), whole)):
         label = label.strip()
         reason = reason or ('' if label else 'no label')
         if not reason and first.setdefault(found, (row, label))[0] != row:
-            reason = f'in row {first[found][0]} already' + (f', as {first[found][1]!r}' if first[found][1] != label else '')
+            reason = f'in row {first[found][0]} already' + (f', as {first[found][1]!r}' if first[found][1] != label
+                else '')
         if reason: skipped.append(dict(path=name, reason=reason, row=row))
         else: kept.append((row, found, label, part))
     return kept, sorted(skipped, key=lambda s: s['row'])
@@ -192,7 +212,8 @@ def _usable(rows, root):
 def _named_part(row, part, column):
     "'train', 'val' or 'test'"
     if (p := _part_names.get(part.strip().lower())): return p
-    raise NoisynbError(f'row {row} has {part!r} as its part; use train, val and test, or give split_column=False to leave the parts out of account')
+    raise NoisynbError(f'row {row} has {part!r} as its part; use train, val and test, or give split_column=False to '
+                       'leave the parts out of account')
 
 def read_table(
     path, # .csv (or .tsv, .txt), .parquet
@@ -212,12 +233,16 @@ def read_table(
     with _reading(path):
         kept, skipped = _usable((_parquet_rows if parquet else _csv_rows)(path, choose), root)
         if not kept:
-            why = f'the first: row {skipped[0]["row"]}, {_plain(skipped[0]["path"])}: {skipped[0]["reason"]}; paths are taken relative to {root}' if skipped else 'there is none'
+            why, first = 'there is none', skipped[0] if skipped else None
+            if first:
+                why = f'the first: row {first["row"]}, {_plain(first["path"])}: {first["reason"]}; '
+                why += f'paths are taken relative to {root}'
             raise NoisynbError(f'no row names a file and a label ({why})')
         rows, names, labels, parts = zip(*kept)
         classes, labels = _indexed(labels)
         if len(classes) > len(labels)/2 and len(labels) >= 20:
-            raise NoisynbError(f'{len(labels):,} files have {len(classes):,} different labels, such as {classes[0]!r} and {classes[1]!r}; is that the column of classes? Give label_column=...')
+            raise NoisynbError(f'{len(labels):,} files have {len(classes):,} different labels, such as {classes[0]!r} '
+                               f'and {classes[1]!r}; is that the column of classes? Give label_column=...')
         parts = None if parts[0] is None else np.array([_named_part(r, p, split_column) for r, p in zip(rows, parts)])
         return Collection(Files(names, size, root), labels, classes, parts, skipped)
 
@@ -233,7 +258,11 @@ def read(
     for o in options:
         if o not in known: raise unknown(f'option of {reader.__name__}', o, known)
     found = reader(path, **options)
-    told = collections.Counter(re.sub(r' \d.*', ' above', s['reason']) for s in found.skipped if s['reason'] != 'no picture by its name')
-    if told: warnings.warn(f'{path.name}: {sum(told.values()):,} left out ({", ".join(f"{n:,} {r}" for r, n in told.items())}); noisynb.files.{reader.__name__}(path).skipped lists them', stacklevel=3)
+    told = collections.Counter(re.sub(r' \d.*', ' above', s['reason']) for s in found.skipped
+        if s['reason'] != 'no picture by its name')
+    if told:
+        warnings.warn(f'{path.name}: {sum(told.values()):,} left out '
+            f'({", ".join(f"{n:,} {r}" for r, n in told.items())}); noisynb.files.{reader.__name__}(path).skipped '
+            'lists them', stacklevel=3)
     whole = path.resolve()
     with _reading(path): return found.dataset(whole.name if path.is_dir() else whole.stem, source=whole.name)

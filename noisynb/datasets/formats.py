@@ -21,7 +21,8 @@ def _pieces(url, response):
     "Yield the body of a response, a MiB at a time"
     try:
         while piece := response.read(2**20): yield piece
-    except (OSError, http.client.HTTPException) as e: raise NoisynbError(f'the download of {url} broke off: {e}; try again') from e
+    except (OSError, http.client.HTTPException) as e:
+        raise NoisynbError(f'the download of {url} broke off: {e}; try again') from e
 
 @dataclass(frozen=True)
 class Source:
@@ -34,21 +35,25 @@ class Source:
 
     def find(self, folder)->Path|None:
         "The first of its places that is there, and complete"
-        here = lambda p: p.is_file() or self.inside and all(any((p/n).exists() for n in names.split('|')) for names in self.inside)
+        here = lambda p: p.is_file() or self.inside and all(any((p/n).exists() for n in names.split('|'))
+            for names in self.inside)
         return next((p for p in (Path(folder)/os.path.expanduser(q) for q in self.places) if here(p)), None)
 
     def fetch(self, folder)->Path:
         "Download it to its last place below `folder`, if its checksum is right"
         path = Path(folder)/self.places[-1]
         try: response = urllib.request.urlopen(self.url, timeout=60)
-        except (OSError, http.client.HTTPException) as e: raise NoisynbError(f'cannot reach {self.url}: {e}; fetch it on another machine and put it at {path}') from e
-        digest, size = hashlib.md5(usedforsecurity=False) if self.md5 else hashlib.sha256(), int(response.headers.get('Content-Length') or 0)
+        except (OSError, http.client.HTTPException) as e:
+            raise NoisynbError(f'cannot reach {self.url}: {e}; fetch it on another machine and put it at {path}') from e
+        digest = hashlib.md5(usedforsecurity=False) if self.md5 else hashlib.sha256()
+        size = int(response.headers.get('Content-Length') or 0)
         with response, atomic_path(path) as tmp:
             with open(tmp, 'wb') as f:
                 for piece in track(_pieces(self.url, response), f'{path.name} (MiB)', math.ceil(size/2**20)):
                     digest.update(piece); f.write(piece)
             if (found := digest.hexdigest()) != (wanted := self.md5 or self.sha256):
-                raise NoisynbError(f'{self.url} has {"MD5" if self.md5 else "SHA-256"} {found}, not {wanted}: the download broke off or the file there has changed; nothing was kept, try again')
+                raise NoisynbError(f'{self.url} has {"MD5" if self.md5 else "SHA-256"} {found}, not {wanted}: the '
+                                   'download broke off or the file there has changed; nothing was kept, try again')
         return path
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #6cb23478
@@ -57,8 +62,11 @@ def _reading(path):
     "Turn whatever fails inside into an error that names the file"
     try: yield
     except NoisynbError as e: raise NoisynbError(f'{path}: {e}') from e
-    except (FileNotFoundError, PermissionError) as e: raise NoisynbError(f'{path}: {e.strerror}; check the path, and whether you may read it') from e
-    except Exception as e: raise NoisynbError(f'{path}: {e or type(e).__name__}; the file is damaged or of another kind: fetch or write it again') from e
+    except (FileNotFoundError, PermissionError) as e:
+        raise NoisynbError(f'{path}: {e.strerror}; check the path, and whether you may read it') from e
+    except Exception as e:
+        raise NoisynbError(f'{path}: {e or type(e).__name__}; the file is damaged or of another kind: fetch or write '
+                           'it again') from e
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #e23a1956
 def read_idx(
@@ -70,11 +78,14 @@ def read_idx(
         f = gzip.open(raw) if raw.peek(2)[:2] == b'\x1f\x8b' else raw
         magic, want = f.read(4), bytes([0, 0, 8, ndim])
         if magic != want:
-            raise NoisynbError(f'it starts with 0x{magic.hex()}, not with 0x{want.hex()} as {"images" if ndim == 3 else "labels"} do; is it another file, renamed?')
+            raise NoisynbError(f'it starts with 0x{magic.hex()}, not with 0x{want.hex()} as '
+                               f'{"images" if ndim == 3 else "labels"} do; is it another file, renamed?')
         shape = np.frombuffer(f.read(4*ndim), '>u4').tolist()
         size = math.prod(shape)
         data = f.read(size + 1)
-        if len(data) != size: raise NoisynbError(f'it promises {size:,} values and holds {"more" if len(data) > size else format(len(data), ",")}; fetch it again')
+        if len(data) != size:
+            raise NoisynbError(f'it promises {size:,} values and holds '
+                               f'{"more" if len(data) > size else format(len(data), ",")}; fetch it again')
         return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #c51ddea4
@@ -82,7 +93,8 @@ class _Dtype:
     "Stands for a pickled dtype: plain numbers or fixed-width text only"
     def __init__(self, code, *_):
         code = code.decode() if isinstance(code, bytes) else code
-        if not re.fullmatch(r'[biufSU]\d{1,5}', code): raise pickle.UnpicklingError(f'it holds an array of type {code!r}')
+        if not re.fullmatch(r'[biufSU]\d{1,5}', code):
+            raise pickle.UnpicklingError(f'it holds an array of type {code!r}')
         self.value = np.dtype(code)
 
     def __setstate__(self, state):
@@ -107,13 +119,18 @@ class SafeUnpickler(pickle.Unpickler):
     def _array(self, *_): return _Array()
     def _dtype(self, *a): return _Dtype(*a)
     def _buffer(self, *a): return _frombuffer(*a)
-    def _bytes(self, text='', encoding='latin1'): return text.encode({'latin1': 'latin1'}[encoding]) # how protocols 0 to 2 write bytes
+    def _bytes(self, text='', encoding='latin1'):
+        return text.encode({'latin1': 'latin1'}[encoding]) # how protocols 0 to 2 write bytes
 
     def find_class(self, module, name):
-        found = {'numpy.core.multiarray._reconstruct': self._array, 'numpy.core.numeric._frombuffer': self._buffer, 'numpy.dtype': self._dtype, 'numpy.ndarray': 'ndarray',
-            '_codecs.encode': self._bytes, '__builtin__.bytes': self._bytes, 'collections.OrderedDict': collections.OrderedDict}
+        found = {'numpy.core.multiarray._reconstruct': self._array, 'numpy.core.numeric._frombuffer': self._buffer,
+            'numpy.dtype': self._dtype, 'numpy.ndarray': 'ndarray',
+            '_codecs.encode': self._bytes, '__builtin__.bytes': self._bytes,
+            'collections.OrderedDict': collections.OrderedDict}
         key = f'{module}.{name}'.replace('numpy._core.', 'numpy.core.', 1)
-        if key not in found: raise pickle.UnpicklingError(f'it asks to call {module}.{name}, which data never needs; refused, and nothing was run')
+        if key not in found:
+            raise pickle.UnpicklingError(f'it asks to call {module}.{name}, which data never needs; refused, and '
+                                        'nothing was run')
         return found[key]
 
 def read_pickle(
@@ -122,7 +139,8 @@ def read_pickle(
     "Read a pickle that may come from anywhere"
     record = SafeUnpickler(io.BytesIO(data), encoding='bytes').load()
     if not isinstance(record, dict): raise NoisynbError(f'it holds a {type(record).__name__}, not a dict')
-    return {k.decode() if isinstance(k, bytes) else str(k): v.value if isinstance(v, _Array) else v for k, v in record.items()}
+    return {k.decode() if isinstance(k, bytes) else str(k): v.value if isinstance(v, _Array) else v for k,
+        v in record.items()}
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #64c3edc0
 def _members(place, top, names):
@@ -141,11 +159,15 @@ def _members(place, top, names):
 def _batch(record, key):
     "Images and labels of one CIFAR batch"
     absent = [k for k in ('data', key) if k not in record]
-    if absent: raise NoisynbError(f'there is no {absent[0]!r} in it, only {sorted(record)}; fetch the python version of the archive')
+    if absent:
+        raise NoisynbError(f'there is no {absent[0]!r} in it, only {sorted(record)}; fetch the python version of the '
+                           'archive')
     data, labels = record['data'], record[key]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-        raise NoisynbError(f'data are {getattr(data, "dtype", type(data).__name__)} {getattr(data, "shape", "")}, not uint8 (n, 3072); fetch the archive again')
-    if isinstance(labels, list) and not all(type(v) is int for v in labels): raise NoisynbError(f'{key} are not whole numbers; fetch the archive again')
+        raise NoisynbError(f'data are {getattr(data, "dtype", type(data).__name__)} {getattr(data, "shape", "")}, not '
+                           'uint8 (n, 3072); fetch the archive again')
+    if isinstance(labels, list) and not all(type(v) is int for v in labels):
+        raise NoisynbError(f'{key} are not whole numbers; fetch the archive again')
     labels = _labels(labels, 'labels')
     _one_each(len(data), dict(labels=labels))
     return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
@@ -172,38 +194,50 @@ def read_human(
 )->dict: # our name -> int64 (n,)
     "Label vectors of CIFAR-N, checked to belong to images with labels `clean`"
     with _reading(path):
-        if not zipfile.is_zipfile(path): raise NoisynbError('it is not a file written by torch.save (those are zip archives); fetch the authors\' file again')
-        with zipfile.ZipFile(path) as z: record = read_pickle(z.read([n for n in z.namelist() if n.endswith('data.pkl')][0]))
+        if not zipfile.is_zipfile(path):
+            raise NoisynbError('it is not a file written by torch.save (those are zip archives); fetch the authors\' '
+                               'file again')
+        with zipfile.ZipFile(path) as z:
+            record = read_pickle(z.read([n for n in z.namelist() if n.endswith('data.pkl')][0]))
         absent = [k for k in ('clean_label', *keys.values()) if k not in record]
-        if absent: raise NoisynbError(f'there is no {absent[0]!r} in it, only {sorted(record)}; is it the file of another data set?')
+        if absent:
+            raise NoisynbError(f'there is no {absent[0]!r} in it, only {sorted(record)}; is it the file of another '
+                               'data set?')
         own = _labels(record['clean_label'], 'clean_label')
         if len(own) != len(clean):
-            raise NoisynbError(f'it labels {len(own):,} images and the data set has {len(clean):,}; use the official training set, complete and in order')
+            raise NoisynbError(f'it labels {len(own):,} images and the data set has {len(clean):,}; use the official '
+                               'training set, complete and in order')
         wrong = np.flatnonzero(own != clean)
         if len(wrong):
-            raise NoisynbError(f'its clean label of image {wrong[0]} is {own[wrong[0]]}, the image\'s is {clean[wrong[0]]} ({len(wrong):,} differ); use the official training set in its order')
+            raise NoisynbError(f'its clean label of image {wrong[0]} is {own[wrong[0]]}, the image\'s is '
+                               f'{clean[wrong[0]]} ({len(wrong):,} differ); use the official training set in its order')
         return {name: _labels(record[k], k) for name, k in keys.items()}
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #0a4ab626
 def read_arrays(
     path, # an .npz in MedMNIST's layout
-)->dict: # those of train_images, train_labels, test_images, test_labels, val_images, val_labels and class_names that are there
+)->dict: # what is there of images and labels (train_images, train_labels, test_…, val_…) and class_names
     "The arrays of an .npz that we know the names of"
     with _reading(path):
         if not zipfile.is_zipfile(path):
-            raise NoisynbError('it is not an .npz archive; write one with np.savez(path, train_images=..., train_labels=..., test_images=..., test_labels=...)')
+            raise NoisynbError('it is not an .npz archive; write one with np.savez(path, train_images=..., '
+                               'train_labels=..., test_images=..., test_labels=...)')
         with np.load(path, allow_pickle=False) as z:
             parts = ['train', 'test'] + ['val']*any(k.startswith('val_') for k in z.files)
             need = [f'{p}_{k}' for p in parts for k in ('images', 'labels')]
             absent = [k for k in need if k not in z.files]
-            if absent: raise NoisynbError(f'there is no {absent[0]!r} in it, only {z.files}; an empty test part is two arrays of length 0')
+            if absent:
+                raise NoisynbError(f'there is no {absent[0]!r} in it, only {z.files}; an empty test part is two arrays '
+                                   'of length 0')
             got = {}
             for k in need + ['class_names']*('class_names' in z.files):
                 try: got[k] = z[k]
                 except ValueError as e:
                     if 'allow_pickle' not in str(e): raise
-                    raise NoisynbError(f'{k!r} holds Python objects, which are pickles and not read; make it an array of numbers or fixed-width text, such as np.array(list_of_names)') from None
-                if not isinstance(got[k], np.ndarray): raise NoisynbError(f'{k!r} is no array; fetch or write the file again')
+                    raise NoisynbError(f'{k!r} holds Python objects, which are pickles and not read; make it an array '
+                                       'of numbers or fixed-width text, such as np.array(list_of_names)') from None
+                if not isinstance(got[k], np.ndarray):
+                    raise NoisynbError(f'{k!r} is no array; fetch or write the file again')
         return got
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #8887346f
@@ -211,11 +245,13 @@ def _npz_classes(got, labels):
     "Class names of an .npz, or 0, 1, 2, ... as far as the labels go"
     if 'class_names' in got:
         names = got['class_names']
-        if names.ndim != 1 or names.dtype.kind not in 'US': raise NoisynbError(f'class_names are {names.dtype} {names.shape}; give one text per class')
+        if names.ndim != 1 or names.dtype.kind not in 'US':
+            raise NoisynbError(f'class_names are {names.dtype} {names.shape}; give one text per class')
         return [n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist()]
     top = max(v.max(initial=0) for v in labels)
     if top >= sum(map(len, labels)):
-        raise NoisynbError(f'labels go up to {top} for {sum(map(len, labels))} images; np.unique(labels, return_inverse=True) makes class indices of them, or add class_names')
+        raise NoisynbError(f'labels go up to {top} for {sum(map(len, labels))} images; np.unique(labels, '
+                           'return_inverse=True) makes class indices of them, or add class_names')
     return range(top + 1)
 
 def read_npz(
@@ -228,6 +264,9 @@ def read_npz(
         for p in ('train', 'val', 'test'):
             if f'{p}_images' not in got: continue
             images, labels = got[f'{p}_images'], got[f'{p}_labels']
-            try: parts[p] = parts['train'].take([]) if parts and images.size == labels.size == 0 else Split(images, labels)
+            try:
+                empty = parts and images.size == labels.size == 0
+                parts[p] = parts['train'].take([]) if empty else Split(images, labels)
             except NoisynbError as e: raise NoisynbError(f'{p}: {e}') from None
-        return Dataset(path.stem, classes=_npz_classes(got, [s.labels for s in parts.values()]), source=path.name, **parts)
+        return Dataset(path.stem, classes=_npz_classes(got, [s.labels for s in parts.values()]), source=path.name,
+            **parts)

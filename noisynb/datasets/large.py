@@ -26,15 +26,19 @@ def _lines(path):
 def _name(path, i, name):
     "`name`, if it is one of a file below the folder"
     if not name.isprintable() or name.startswith('/') or '\\' in name or '..' in name.split('/'):
-        raise NoisynbError(f'{path}, line {i}: {name!r} is no name below the folder of the set; write it with / and without ..')
+        raise NoisynbError(f'{path}, line {i}: {name!r} is no name below the folder of the set; write it with / and '
+                           'without ..')
     return name
 
 def _entries(path, n_classes):
     "Yield line number, name and label"
     for i, line in _lines(path):
         name, _, label = line.replace('\t', ' ').rpartition(' ')
-        if not name or not (label.isascii() and label.isdigit()): raise NoisynbError(f'{path}, line {i}: {line[:80]!r} is not a name and a label, such as images/0/1.jpg 3')
-        if len(label) > 9 or int(label) >= n_classes: raise NoisynbError(f'{path}, line {i}: label {label[:20]}; with {n_classes:,} classes they go from 0 to {n_classes - 1}')
+        if not name or not (label.isascii() and label.isdigit()):
+            raise NoisynbError(f'{path}, line {i}: {line[:80]!r} is not a name and a label, such as images/0/1.jpg 3')
+        if len(label) > 9 or int(label) >= n_classes:
+            raise NoisynbError(f'{path}, line {i}: label {label[:20]}; with {n_classes:,} classes they go from 0 to '
+                               f'{n_classes - 1}')
         yield i, _name(path, i, name.rstrip()), int(label)
 
 # %% ../../nbs/03_datasets/05_large.ipynb #2bb7d63c
@@ -47,7 +51,8 @@ def read_list(
     found = {}
     for i, name, label in _entries(path, n_classes):
         if keep is not None and label >= keep: continue
-        if name in found: raise NoisynbError(f'{path}, line {i}: {name} is in the list already; each image goes in once')
+        if name in found:
+            raise NoisynbError(f'{path}, line {i}: {name} is in the list already; each image goes in once')
         found[name] = label
     if not found: raise NoisynbError(f'{path}: there is no image in it; fetch it again')
     return list(found), np.fromiter(found.values(), np.int64, len(found))
@@ -57,7 +62,8 @@ def read_keys(path)->dict: # name -> row, in the order of the file
     "The images of one part of Clothing1M"
     found = {}
     for i, line in _lines(path):
-        if line in found: raise NoisynbError(f'{path}, line {i}: {line} is in the list already; each image goes in once')
+        if line in found:
+            raise NoisynbError(f'{path}, line {i}: {line} is in the list already; each image goes in once')
         found[_name(path, i, line)] = len(found)
     if not found: raise NoisynbError(f'{path}: there is no image in it; fetch it again')
     return found
@@ -72,7 +78,8 @@ def look_up(
     for i, name, label in _entries(path, n_classes):
         row = rows.get(name)
         if row is None: continue
-        if labels[row] not in (-1, label): raise NoisynbError(f'{path}, line {i}: {name} has label {labels[row]} further up; an image has one')
+        if labels[row] not in (-1, label):
+            raise NoisynbError(f'{path}, line {i}: {name} has label {labels[row]} further up; an image has one')
         labels[row] = label
     return labels
 
@@ -93,11 +100,15 @@ def read_records(
     "Animal-10N in its binary version"
     with _reading(path):
         size = Path(path).stat().st_size
-        if not size or size % _record.itemsize: raise NoisynbError(f'it is {size:,} bytes long and records have {_record.itemsize:,}; it is cut or another file: fetch it again')
+        if not size or size % _record.itemsize:
+            raise NoisynbError(f'it is {size:,} bytes long and records have {_record.itemsize:,}; it is cut or another '
+                               'file: fetch it again')
         rows = np.memmap(path, _record, 'r')
         value = np.array(rows['label'])
         if np.count_nonzero(value[:, 0]) > np.count_nonzero(value[:, 3]): value = value[:, ::-1] # lowest byte first
-        if value[:, :3].any() or value.max() > 9: raise NoisynbError(f'record {np.argmax(value[:, :3].any(1) | (value[:, 3] > 9))} has no label from 0 to 9; is it another file, renamed?')
+        if value[:, :3].any() or value.max() > 9:
+            raise NoisynbError(f'record {np.argmax(value[:, :3].any(1) | (value[:, 3] > 9))} has no label from 0 to 9; '
+                               'is it another file, renamed?')
         return Split(rows['pixels'].transpose(0, 2, 3, 1), value[:, 3].astype(np.int64))
 
 def read_labelled(
@@ -105,10 +116,14 @@ def read_labelled(
 )->Split: # rows in the order of names
     "Animal-10N in its raw version"
     folder = Path(folder)
-    with _reading(folder): names = sorted(e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.'))
-    if not names: raise NoisynbError(f'{folder}: there is no image in it; the official files have names such as 3_1234.jpg')
+    with _reading(folder):
+        names = sorted(e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.'))
+    if not names:
+        raise NoisynbError(f'{folder}: there is no image in it; the official files have names such as 3_1234.jpg')
     for n in names:
-        if not re.match('[0-9]_', n): raise NoisynbError(f'{folder/n}: its name does not begin with a label from 0 to 9 and an underscore; take it out')
+        if not re.match('[0-9]_', n):
+            raise NoisynbError(f'{folder/n}: its name does not begin with a label from 0 to 9 and an underscore; take '
+                               'it out')
     return _split(folder, names, [int(n[0]) for n in names], '', 64)
 
 # %% ../../nbs/03_datasets/05_large.ipynb #8372a8bb
@@ -120,14 +135,19 @@ def _read_animal10n(paths):
     return [read_labelled(p) if p.is_dir() else read_records(p) for p in found]
 
 # %% ../../nbs/03_datasets/05_large.ipynb #f26d2bb3
-_synsets = '''n01440764 n01443537 n01484850 n01491361 n01494475 n01496331 n01498041 n01514668 n01514859 n01518878 n01530575 n01531178 n01532829
-    n01534433 n01537544 n01558993 n01560419 n01580077 n01582220 n01592084 n01601694 n01608432 n01614925 n01616318 n01622779 n01629819 n01630670
-    n01631663 n01632458 n01632777 n01641577 n01644373 n01644900 n01664065 n01665541 n01667114 n01667778 n01669191 n01675722 n01677366 n01682714
-    n01685808 n01687978 n01688243 n01689811 n01692333 n01693334 n01694178 n01695060 n01697457'''.split()
-_first50 = tuple('''tench|goldfish|great white shark|tiger shark|hammerhead|electric ray|stingray|cock|hen|ostrich|brambling|goldfinch|house finch|junco|indigo bunting
-    |robin|bulbul|jay|magpie|chickadee|water ouzel|kite|bald eagle|vulture|great grey owl|European fire salamander|common newt|eft|spotted salamander|axolotl|bullfrog
-    |tree frog|tailed frog|loggerhead|leatherback turtle|mud turtle|terrapin|box turtle|banded gecko|common iguana|American chameleon|whiptail|agama|frilled lizard
-    |alligator lizard|Gila monster|green lizard|African chameleon|Komodo dragon|African crocodile'''.replace('\n    ', '').split('|'))
+_synsets = '''n01440764 n01443537 n01484850 n01491361 n01494475 n01496331 n01498041 n01514668 n01514859
+    n01518878 n01530575 n01531178 n01532829 n01534433 n01537544 n01558993 n01560419 n01580077 n01582220
+    n01592084 n01601694 n01608432 n01614925 n01616318 n01622779 n01629819 n01630670 n01631663 n01632458
+    n01632777 n01641577 n01644373 n01644900 n01664065 n01665541 n01667114 n01667778 n01669191 n01675722
+    n01677366 n01682714 n01685808 n01687978 n01688243 n01689811 n01692333 n01693334 n01694178 n01695060
+    n01697457'''.split()
+_first50 = tuple('''tench|goldfish|great white shark|tiger shark|hammerhead|electric ray|stingray|cock|hen|ostrich
+    |brambling|goldfinch|house finch|junco|indigo bunting|robin|bulbul|jay|magpie|chickadee|water ouzel|kite
+    |bald eagle|vulture|great grey owl|European fire salamander|common newt|eft|spotted salamander|axolotl|bullfrog
+    |tree frog|tailed frog|loggerhead|leatherback turtle|mud turtle|terrapin|box turtle|banded gecko|common iguana
+    |American chameleon|whiptail|agama|frilled lizard|alligator lizard|Gila monster|green lizard|African chameleon
+    |Komodo dragon|African crocodile'''
+    .replace('\n    ', '').split('|'))
 
 # %% ../../nbs/03_datasets/05_large.ipynb #d48a7015
 def read_webvision(
@@ -138,7 +158,8 @@ def read_webvision(
     place = Path(place)
     train, y = read_list(place/'info/train_filelist_google.txt', 1000, classes)
     test, z = read_list(place/'info/val_filelist.txt', 1000, classes)
-    return _split(place, train, y, 'unpack google_resized_256.tar there'), _split(place/'val_images_256', test, z, 'unpack val_images_256.tar there')
+    return _split(place, train, y, 'unpack google_resized_256.tar there'), _split(place/'val_images_256', test, z,
+        'unpack val_images_256.tar there')
 
 def read_imagenet_val(
     place, # the folder with a folder per class
@@ -148,8 +169,11 @@ def read_imagenet_val(
     with _reading(place):
         for c, synset in enumerate(_synsets):
             folder = next((place/n for n in (synset, str(c)) if (place/n).is_dir()), None)
-            own = sorted(f'{folder.name}/{e.name}' for e in os.scandir(folder) if e.is_file() and not e.name.startswith('.')) if folder else []
-            if not own: raise NoisynbError(f'there are no images of class {c} ({_first50[c]}) in {synset}/ or {c}/; put the validation images into one folder per class')
+            own = sorted(f'{folder.name}/{e.name}' for e in os.scandir(folder) if e.is_file()
+                and not e.name.startswith('.')) if folder else []
+            if not own:
+                raise NoisynbError(f'there are no images of class {c} ({_first50[c]}) in {synset}/ or {c}/; put the '
+                                   'validation images into one folder per class')
             names += own
             labels += [c]*len(own)
     return _split(place, names, labels, '')
@@ -158,33 +182,41 @@ def _read_webvision50(paths): return read_webvision(paths[0])
 def _read_webvision50_imagenet(paths): return read_webvision(paths[0])[0], read_imagenet_val(paths[1])
 
 # %% ../../nbs/03_datasets/05_large.ipynb #db5425e6
-_clothes = tuple('T-Shirt|Shirt|Knitwear|Chiffon|Sweater|Hoodie|Windbreaker|Jacket|Down Coat|Suit|Shawl|Dress|Vest|Underwear'.split('|'))
-_clothing_files = 'noisy_train_key_list.txt', 'clean_train_key_list.txt', 'clean_val_key_list.txt', 'clean_test_key_list.txt', 'noisy_label_kv.txt', 'clean_label_kv.txt'
+_clothes = tuple('T-Shirt|Shirt|Knitwear|Chiffon|Sweater|Hoodie|Windbreaker|Jacket|Down '
+                 'Coat|Suit|Shawl|Dress|Vest|Underwear'.split('|'))
+_clothing_files = ('noisy_train_key_list.txt', 'clean_train_key_list.txt', 'clean_val_key_list.txt',
+    'clean_test_key_list.txt', 'noisy_label_kv.txt', 'clean_label_kv.txt')
 
 def _part(place, part, kind):
     "The images in a list of Clothing1M, and their labels"
-    noisy_train, clean_train, val, test, noisy, clean = (next((p for p in (place/n, place/'annotations'/n) if p.exists()), place/n) for n in _clothing_files)
+    noisy_train, clean_train, val, test, noisy, clean = (next((p for p in (place/n, place/'annotations'/n)
+        if p.exists()), place/n) for n in _clothing_files)
     path = dict(noisy_train=noisy_train, clean_train=clean_train, val=val, test=test)[part]
     rows = read_keys(path)
     return list(rows), *(look_up(rows, {'noisy': noisy, 'clean': clean}[k], len(_clothes)) for k in kind), path
 
 def _clothing(place, part, kind='clean'):
     names, labels, path = _part(place, part, [kind])
-    if (labels < 0).any(): raise NoisynbError(f'{path}: {names[np.argmin(labels)]} has no label in {kind}_label_kv.txt; fetch both files again')
+    if (labels < 0).any():
+        raise NoisynbError(f'{path}: {names[np.argmin(labels)]} has no label in {kind}_label_kv.txt; fetch both files '
+                           'again')
     return _split(place, names, labels, 'unpack the archives of images there')
 
 # %% ../../nbs/03_datasets/05_large.ipynb #250806be
 def read_clothing1m(
     place, # the folder with images/, the lists and the labels
-    both:bool=False, # only training images with both labels: `labels` are checked by people, `human['web']` are those of the web
+    both:bool=False, # only images with both labels: `labels` are checked by people, `human['web']` are of the web
 )->tuple: # train, test and val Split
     "Clothing1M: a million training images with labels from the web, or those whose labels were checked"
     place = Path(place)
     if not both: return _clothing(place, 'noisy_train', 'noisy'), _clothing(place, 'test'), _clothing(place, 'val')
     names, clean, web, path = _part(place, 'clean_train', ['clean', 'noisy'])
     rows = np.flatnonzero((clean >= 0) & (web >= 0))
-    if not len(rows): raise NoisynbError(f'{path}: none of its images is in both clean_label_kv.txt and noisy_label_kv.txt; fetch these again')
-    train = _split(place, [names[i] for i in rows], clean[rows], 'unpack the archives of images there', human={'web': web[rows]})
+    if not len(rows):
+        raise NoisynbError(f'{path}: none of its images is in both clean_label_kv.txt and noisy_label_kv.txt; fetch '
+                           'these again')
+    train = _split(place, [names[i] for i in rows], clean[rows], 'unpack the archives of images there',
+        human={'web': web[rows]})
     return train, _clothing(place, 'test'), _clothing(place, 'val')
 
 def _read_clothing1m(paths): return read_clothing1m(paths[0])
@@ -193,29 +225,49 @@ def _read_clothing1m_both(paths): return read_clothing1m(paths[0], both=True)
 # %% ../../nbs/03_datasets/05_large.ipynb #678e9c57
 _organs = 'bladder|femur-left|femur-right|heart|kidney-left|kidney-right|liver|lung-left|lung-right|pancreas|spleen'
 _medmnist = { # title, what is seen, classes, MD5 of the files of 28, 64, 128 and 224 pixels
-    'pathmnist': ('PathMNIST', 'tissue of the colon', 'adipose|background|debris|lymphocytes|mucus|smooth muscle|normal colon mucosa|cancer-associated stroma|colorectal adenocarcinoma epithelium',
-        'a8b06965200029087d5bd730944a56c1 55aa9c1e0525abe5a6b9d8343a507616 ac42d08fb904d92c244187169d1fd1d9 2c51a510bcdc9cf8ddb2af93af1eadec'),
-    'dermamnist': ('DermaMNIST', 'skin lesions', 'actinic keratoses and intraepithelial carcinoma|basal cell carcinoma|benign keratosis-like lesions|dermatofibroma|melanoma|melanocytic nevi|vascular lesions',
-        '0744692d530f8e62ec473284d019b0c7 b70a2f5635c6199aeaa28c31d7202e1f 2defd784463fa5243564e855ed717de1 8974907d8e169bef5f5b96bc506ae45d'),
-    'octmnist': ('OCTMNIST', 'retina by optical coherence tomography', 'choroidal neovascularization|diabetic macular edema|drusen|normal',
-        'c68d92d5b585d8d81f7112f81e2d0842 e229e9440236b774d9f0dfef9d07bdaf 0a97e76651ace45c5d943ee3f65b63ae abc493b6d529d5de7569faaef2773ba3'),
+    'pathmnist': ('PathMNIST', 'tissue of the colon',
+    'adipose|background|debris|lymphocytes|mucus|smooth muscle|normal colon mucosa|cancer-associated stroma|colorectal '
+    'adenocarcinoma epithelium',
+        'a8b06965200029087d5bd730944a56c1 55aa9c1e0525abe5a6b9d8343a507616 ac42d08fb904d92c244187169d1fd1d9 '
+        '2c51a510bcdc9cf8ddb2af93af1eadec'),
+    'dermamnist': ('DermaMNIST', 'skin lesions',
+    'actinic keratoses and intraepithelial carcinoma|basal cell carcinoma|benign keratosis-like '
+    'lesions|dermatofibroma|melanoma|melanocytic nevi|vascular lesions',
+        '0744692d530f8e62ec473284d019b0c7 b70a2f5635c6199aeaa28c31d7202e1f 2defd784463fa5243564e855ed717de1 '
+        '8974907d8e169bef5f5b96bc506ae45d'),
+    'octmnist': ('OCTMNIST', 'retina by optical coherence tomography',
+    'choroidal neovascularization|diabetic macular edema|drusen|normal',
+        'c68d92d5b585d8d81f7112f81e2d0842 e229e9440236b774d9f0dfef9d07bdaf 0a97e76651ace45c5d943ee3f65b63ae '
+        'abc493b6d529d5de7569faaef2773ba3'),
     'pneumoniamnist': ('PneumoniaMNIST', 'chests of children by X-ray', 'normal|pneumonia',
-        '28209eda62fecd6e6a2d98b1501bb15f 8f4eceb4ccffa70c672198ea285246c6 05b46931834c231683c68f40c47b2971 d6a3c71de1b945ea11211b03746c1fe1'),
+        '28209eda62fecd6e6a2d98b1501bb15f 8f4eceb4ccffa70c672198ea285246c6 05b46931834c231683c68f40c47b2971 '
+        'd6a3c71de1b945ea11211b03746c1fe1'),
     'retinamnist': ('RetinaMNIST', 'retina, graded', '0|1|2|3|4',
-        'bd4c0672f1bba3e3a89f0e4e876791e4 afda852cc34dcda56f86ad2b2457dbcc e48e916a24454daf90583d4e6efb1a18 eae7e3b6f3fcbda4ae613ebdcbe35348'),
+        'bd4c0672f1bba3e3a89f0e4e876791e4 afda852cc34dcda56f86ad2b2457dbcc e48e916a24454daf90583d4e6efb1a18 '
+        'eae7e3b6f3fcbda4ae613ebdcbe35348'),
     'breastmnist': ('BreastMNIST', 'breast by ultrasound', 'malignant|normal, benign',
-        '750601b1f35ba3300ea97c75c52ff8f6 742edef2a1fd1524b2efff4bd7ba9364 363e4b3f8d712e9b5de15470a2aaadf1 b56378a6eefa9fed602bb16d192d4c8b'),
-    'bloodmnist': ('BloodMNIST', 'blood cells', 'basophil|eosinophil|erythroblast|immature granulocytes(myelocytes, metamyelocytes and promyelocytes)|lymphocyte|monocyte|neutrophil|platelet',
-        '7053d0359d879ad8a5505303e11de1dc 2b94928a2ae4916078ca51e05b6b800b adace1e0ed228fccda1f39692059dd4c b718ff6835fcbdb22ba9eacccd7b2601'),
-    'tissuemnist': ('TissueMNIST', 'cells of the kidney', '''Collecting Duct, Connecting Tubule|Distal Convoluted Tubule|Glomerular endothelial cells|Interstitial endothelial cells|Leukocytes|Podocytes
+        '750601b1f35ba3300ea97c75c52ff8f6 742edef2a1fd1524b2efff4bd7ba9364 363e4b3f8d712e9b5de15470a2aaadf1 '
+        'b56378a6eefa9fed602bb16d192d4c8b'),
+    'bloodmnist': ('BloodMNIST', 'blood cells',
+    'basophil|eosinophil|erythroblast|immature granulocytes(myelocytes, metamyelocytes and '
+    'promyelocytes)|lymphocyte|monocyte|neutrophil|platelet',
+        '7053d0359d879ad8a5505303e11de1dc 2b94928a2ae4916078ca51e05b6b800b adace1e0ed228fccda1f39692059dd4c '
+        'b718ff6835fcbdb22ba9eacccd7b2601'),
+    'tissuemnist': ('TissueMNIST', 'cells of the kidney',
+    '''Collecting Duct, Connecting Tubule|Distal Convoluted Tubule|Glomerular endothelial cells
+        |Interstitial endothelial cells|Leukocytes|Podocytes
         |Proximal Tubule Segments|Thick Ascending Limb'''.replace('\n        ', ''),
-        'ebe78ee8b05294063de985d821c1c34b 123ece2eba09d0aa5d698fda57103344 61b955355d7425a89687b06cca3ce0c2 b077128c4a949f0a4eb01517f9037b9c'),
+        'ebe78ee8b05294063de985d821c1c34b 123ece2eba09d0aa5d698fda57103344 61b955355d7425a89687b06cca3ce0c2 '
+        'b077128c4a949f0a4eb01517f9037b9c'),
     'organamnist': ('OrganAMNIST', 'organs by CT, axial', _organs,
-        '68e3f8846a6bd62f0c9bf841c0d9eacc 2dcccc29b88e6da5a01161ef20cda288 eeae80d0a227a8d099027e1b3cfd3b60 50747347e05c87dd3aaf92c49f9f3170'),
+        '68e3f8846a6bd62f0c9bf841c0d9eacc 2dcccc29b88e6da5a01161ef20cda288 eeae80d0a227a8d099027e1b3cfd3b60 '
+        '50747347e05c87dd3aaf92c49f9f3170'),
     'organcmnist': ('OrganCMNIST', 'organs by CT, coronal', _organs,
-        'b9ceb9546e10131b32923c5bbeaea2b1 3ce34a8724ea6f548e6db4744d03b6a9 773c1f009daa3fe5d9a2a201b2a7ed94 050f5e875dc056f6768abf94ec9995d1'),
+        'b9ceb9546e10131b32923c5bbeaea2b1 3ce34a8724ea6f548e6db4744d03b6a9 773c1f009daa3fe5d9a2a201b2a7ed94 '
+        '050f5e875dc056f6768abf94ec9995d1'),
     'organsmnist': ('OrganSMNIST', 'organs by CT, sagittal', _organs,
-        '9ab87b696fb54e2a387ebe992d6ed5f1 53a6d115339d874c25e309a994ff46d3 ded0c5fa01a95dc4978b956f613e9b8e b354719e553fbbb2513d5533f52a4cb1')}
+        '9ab87b696fb54e2a387ebe992d6ed5f1 53a6d115339d874c25e309a994ff46d3 ded0c5fa01a95dc4978b956f613e9b8e '
+        'b354719e553fbbb2513d5533f52a4cb1')}
 _sizes = 28, 64, 128, 224
 
 # %% ../../nbs/03_datasets/05_large.ipynb #f8411aa5
@@ -223,7 +275,8 @@ def _read_medmnist(paths, size):
     "The parts of one file of MedMNIST"
     data = read_npz(paths[0])
     if (found := data.train.images.shape[1:3]) != (size, size):
-        raise NoisynbError(f'{paths[0]}: its images are {found[0]}x{found[1]}, not {size}x{size}; is it another file, renamed?')
+        raise NoisynbError(f'{paths[0]}: its images are {found[0]}x{found[1]}, not {size}x{size}; is it another file, '
+                           'renamed?')
     return data.train, data.test, data.val
 
 _zenodo = 'https://zenodo.org/records/10519652/files'
@@ -260,16 +313,20 @@ def check_fits(
 # %% ../../nbs/03_datasets/05_large.ipynb #304e6b11
 def _folder(url, *places, inside): return Source(url, '', places, inside)
 
-_animal_folder = _folder('https://dm.kaist.ac.kr/datasets/animal-10n/', 'ANIMAL-10N', 'animal-10n', 'animal10n/raw_image', 'animal10n', inside=_animal_files)
+_animal_folder = _folder('https://dm.kaist.ac.kr/datasets/animal-10n/', 'ANIMAL-10N', 'animal-10n',
+    'animal10n/raw_image', 'animal10n', inside=_animal_files)
 _webvision_folder = _folder('https://data.vision.ee.ethz.ch/cvl/webvision/download.html', 'WebVision', 'webvision',
     inside=('info/train_filelist_google.txt', 'info/val_filelist.txt', 'google', 'val_images_256'))
-_imagenet_folder = _folder('https://image-net.org/download.php', 'imagenet/val', inside=(f'{_synsets[0]}|0', f'{_synsets[49]}|49'))
-_clothing_folder = _folder('https://github.com/Cysu/noisy_label', 'Clothing1M', 'clothing1M', 'clothing1m', inside=('images', *(f'{n}|annotations/{n}' for n in _clothing_files)))
+_imagenet_folder = _folder('https://image-net.org/download.php', 'imagenet/val',
+    inside=(f'{_synsets[0]}|0', f'{_synsets[49]}|49'))
+_clothing_folder = _folder('https://github.com/Cysu/noisy_label', 'Clothing1M', 'clothing1M', 'clothing1m',
+    inside=('images', *(f'{n}|annotations/{n}' for n in _clothing_files)))
 
 _web = dict(home=_webvision_folder.url, truth=False)
 
 large_sets = {
-    'animal10n': Spec('Animal-10N', '10 animals in 5 look-alike pairs, 64x64 colour, about 8 % of training labels wrong',
+    'animal10n': Spec('Animal-10N',
+    '10 animals in 5 look-alike pairs, 64x64 colour, about 8 % of training labels wrong',
         _read_animal10n, _animals, _animal_folder.url, (_animal_folder,),
         asymmetric=next_in_group([a//2 for a in range(10)]), truth=False),
     'webvision50': Spec('WebVision-50', '50 kinds of animals by web search, colour', _read_webvision50, _first50,

@@ -34,7 +34,8 @@ def _read_cifar10(paths): return _splits(read_cifar(paths[0], 'cifar-10-batches-
 def _read_cifar100(paths): return _splits(read_cifar(paths[0], 'cifar-100-python', _batches100, 'fine_labels'))
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #39285a61
-_human10 = dict(aggre='aggre_label', random1='random_label1', random2='random_label2', random3='random_label3', worst='worse_label')
+_human10 = dict(aggre='aggre_label', random1='random_label1', random2='random_label2', random3='random_label3',
+    worst='worse_label')
 _human100 = dict(human='noisy_label')
 
 def _with_human(read, keys):
@@ -47,35 +48,50 @@ def _with_human(read, keys):
 def _idx_sources(name, torchvision, url, sums, *elsewhere):
     "The four idx files, plain or compressed, in our folder, in torchvision's or elsewhere"
     files = [f'{part}-{kind}' for part in ('train', 't10k') for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')]
-    return tuple(Source(f'{url}{f}.gz', s, tuple(f'{d}/{f}{z}' for d in (*elsewhere, f'{torchvision}/raw', name) for z in ('', '.gz'))) for f, s in zip(files, sums.split()))
+    return tuple(Source(f'{url}{f}.gz', s, tuple(f'{d}/{f}{z}' for d in (*elsewhere, f'{torchvision}/raw',
+        name) for z in ('', '.gz'))) for f, s in zip(files, sums.split()))
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #3a533fc0
 _digits = tuple('0123456789')
 _fashion = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
 _cifar10 = tuple('airplane automobile bird cat deer dog frog horse ship truck'.split())
-_cifar100 = tuple('''apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle
-    chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
-    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
-    plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm'''.split())
-_families = tuple(map(int, '''4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10
-    16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13'''.split()))
+_cifar100 = tuple('''apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+    bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
+    orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit
+    raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+    streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
+    turtle wardrobe whale willow_tree wolf woman worm'''.split())
+_families = tuple(map(int,
+    '''4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5
+    19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13
+    16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13'''.split()))
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #6d5c13ce
-_toronto, _authors = 'https://www.cs.toronto.edu/~kriz/', 'https://raw.githubusercontent.com/UCSC-REAL/cifar-10-100n/main/data/'
+_toronto = 'https://www.cs.toronto.edu/~kriz/'
+_authors = 'https://raw.githubusercontent.com/UCSC-REAL/cifar-10-100n/main/data/'
 def _archive(folder, url, sha256, inside): return Source(f'{_toronto}{url}', sha256, (folder, url), inside)
 def _labels_file(name, sha256): return Source(f'{_authors}{name}', sha256, (f'cifarn/{name}', name))
 
-_tar10 = _archive('cifar-10-batches-py', 'cifar-10-python.tar.gz', '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce', _batches10)
-_tar100 = _archive('cifar-100-python', 'cifar-100-python.tar.gz', '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7', _batches100)
+_tar10 = _archive('cifar-10-batches-py', 'cifar-10-python.tar.gz',
+    '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce', _batches10)
+_tar100 = _archive('cifar-100-python', 'cifar-100-python.tar.gz',
+    '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7', _batches100)
 _pt10 = _labels_file('CIFAR-10_human.pt', '873e69c39cb9b5e97fb6bae2d60bb59b38a5cbc31d2b868f7903dcb2b9dd2310')
 _pt100 = _labels_file('CIFAR-100_human.pt', 'bd2d80409754d420292d622e15e25248ba21e37d27429efac49c8da723f44394')
 _mnist_files = _idx_sources('mnist', 'MNIST', 'https://ossci-datasets.s3.amazonaws.com/mnist/', '''
-    440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c
-    8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6''')
-_fashion_files = _idx_sources('fashion-mnist', 'FashionMNIST', 'https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/', '''
-    3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84 a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845
-    346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5''', '/usr/share/datasets/fashion-mnist')
+    440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609
+    3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c
+    8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6
+    f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6''')
+_fashion_files = _idx_sources('fashion-mnist', 'FashionMNIST',
+    'https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/', '''
+    3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84
+    a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845
+    346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073
+    67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5''',
+    '/usr/share/datasets/fashion-mnist')
 
 # %% ../../nbs/03_datasets/04_standard.ipynb #a1fe4421
 _alike = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7} # truck > automobile, bird > airplane, cat <> dog, deer > horse

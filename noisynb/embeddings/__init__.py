@@ -40,15 +40,17 @@ def embed_into(
 
 def stored(
     parts:dict, # name -> uint8 (n, h, w, c)
-    extractor, # what computes the rows: an `Extractor`, or what has its `name`, `weights`, `transform`, `arithmetic` and `batch_size`
+    extractor, # an `Extractor`, or what has its `name`, `weights`, `transform`, `arithmetic` and `batch_size`
     store=None, # folder that holds all stores; None for `cache_folder()`
     batch_size:int=None, # images at a time
 )->dict: # name -> float32 (n, d), memory-mapped
     "Features of each part, from the store or computed into it"
     if batch_size is not None: whole_number(batch_size, 'batch_size')
-    identity = dict(name=extractor.name, weights=extractor.weights, transform=extractor.transform, data=images_fingerprint(parts))
+    identity = dict(name=extractor.name, weights=extractor.weights, transform=extractor.transform,
+        data=images_fingerprint(parts))
     slug = re.sub(r'[^\w.-]+', '-', extractor.name)[:60]
-    folder = Store(Path(store or cache_folder()/'embeddings').expanduser()/f'{slug}-{fingerprint(*identity.values())}', identity)
+    folder = Store(Path(store or cache_folder()/'embeddings').expanduser()/f'{slug}-{fingerprint(*identity.values())}',
+        identity)
     full = [p for p, images in parts.items() if len(images)]
     if not all(folder.path(p).exists() for p in full):
         with folder.lock():
@@ -66,23 +68,34 @@ def ready(
     path, found = Path(path), {}
     if path.is_dir():
         store = Store(path, {})
-        if not store.sidecar.exists(): raise NoisynbError(f'{path} has no embedding.json; give the folder of a store, or an .npz file')
-        if store.record().get('data') != images_fingerprint(parts): raise NoisynbError(f'{path} holds features of other images; give the store that was made for this data set')
+        if not store.sidecar.exists():
+            raise NoisynbError(f'{path} has no embedding.json; give the folder of a store, or an .npz file')
+        if store.record().get('data') != images_fingerprint(parts):
+            raise NoisynbError(f'{path} holds features of other images; give the store that was made for this data set')
         found = {p: store.array(p) for p in parts if len(parts[p])}
         return {p: found.get(p, next(iter(found.values()))[:0]) for p in parts}
     try:
         with np.load(path, allow_pickle=False) as z:
             for p in parts:
                 key = next((k for k in (p, f'{p}_embeddings') if k in z.files), None)
-                if key is None: raise NoisynbError(f'{path} has no {p!r} or "{p}_embeddings" among {", ".join(z.files)}; the data set has this part')
+                if key is None:
+                    raise NoisynbError(f'{path} has no {p!r} or "{p}_embeddings" among {", ".join(z.files)}; the data '
+                                       'set has this part')
                 found[p] = z[key]
     except NoisynbError: raise
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e: raise NoisynbError(f'{path}: cannot be read as an .npz of numbers ({e}); write it with np.savez(path, train=..., test=...)') from e
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
+        raise NoisynbError(f'{path}: cannot be read as an .npz of numbers ({e}); write it with np.savez(path, '
+                           'train=..., test=...)') from e
     for p, a in found.items():
-        if a.dtype.kind not in 'iuf' or a.ndim != 2: raise NoisynbError(f'{path}: {p!r} is {a.dtype} of shape {a.shape}; numbers of shape (n, d) are needed')
-        if len(a) != len(parts[p]): raise NoisynbError(f'{path}: {p!r} has {len(a):,} rows and the data set {len(parts[p]):,} images; one row per image, in the same order')
-        if a.shape[1] != found['train' if 'train' in found else p].shape[1]: raise NoisynbError(f'{path}: {p!r} is {a.shape[1]} wide, train {found["train"].shape[1]}')
-        if not np.isfinite(a).all(): raise NoisynbError(f'{path}: {p!r} holds NaN or infinity in row {int(np.argmin(np.isfinite(a).all(1)))}')
+        if a.dtype.kind not in 'iuf' or a.ndim != 2:
+            raise NoisynbError(f'{path}: {p!r} is {a.dtype} of shape {a.shape}; numbers of shape (n, d) are needed')
+        if len(a) != len(parts[p]):
+            raise NoisynbError(f'{path}: {p!r} has {len(a):,} rows and the data set {len(parts[p]):,} images; one row '
+                               'per image, in the same order')
+        if a.shape[1] != found['train' if 'train' in found else p].shape[1]:
+            raise NoisynbError(f'{path}: {p!r} is {a.shape[1]} wide, train {found["train"].shape[1]}')
+        if not np.isfinite(a).all():
+            raise NoisynbError(f'{path}: {p!r} holds NaN or infinity in row {int(np.argmin(np.isfinite(a).all(1)))}')
     return {p: np.ascontiguousarray(a, np.float32) for p, a in found.items()}
 
 # %% ../../nbs/06_embeddings/01_embeddings.ipynb #9cd6f7b1
@@ -93,7 +106,8 @@ def parse(
     head, _, query = str(name).partition('?')
     kind, _, argument = head.partition(':')
     try: pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError as e: raise NoisynbError(f"options of {name!r} cannot be read; write them as '?size=192&mean=127'") from e
+    except ValueError as e:
+        raise NoisynbError(f"options of {name!r} cannot be read; write them as '?size=192&mean=127'") from e
     def value(text):
         try: return ast.literal_eval(text)
         except (ValueError, SyntaxError): return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
@@ -111,16 +125,20 @@ def make_extractor(
     make = dict(timm=timm_extractor, onnx=onnx_extractor).get(kind)
     if make is None or not argument: raise unknown('embedding', name, backbones)
     options = {**given, **options}
-    allowed = [k for k, p in inspect.signature(make).parameters.items() if p.kind == p.KEYWORD_ONLY and k not in ('device', 'data_dir')]
+    allowed = [k for k, p in inspect.signature(make).parameters.items() if p.kind == p.KEYWORD_ONLY
+        and k not in ('device', 'data_dir')]
     for k in options:
         if k not in allowed: raise unknown(f'option of {kind}', k, allowed)
     e = make(argument, device=device, data_dir=data_dir, **options)
-    text = {k: Path(v).name if k == 'weights' and v else ','.join(map(str, v)) if isinstance(v, (tuple, list)) else str(v) for k, v in sorted(options.items())}
-    return Extractor(e.name + '?' * bool(text) + '&'.join(f'{k}={v}' for k, v in text.items()), e.weights, e.transform, e.run, e.arithmetic, e.batch_size)
+    text = {k: Path(v).name if k == 'weights' and v else ','.join(map(str, v)) if isinstance(v, (tuple, list))
+        else str(v) for k, v in sorted(options.items())}
+    return Extractor(e.name + '?' * bool(text) + '&'.join(f'{k}={v}' for k, v in text.items()), e.weights, e.transform,
+        e.run, e.arithmetic, e.batch_size)
 
 # %% ../../nbs/06_embeddings/01_embeddings.ipynb #435b5f69
 def _components(name, argument):
-    if not (argument or '64').isdigit() or int(argument or 64) == 0: raise NoisynbError(f"the embedding is {name!r}; give 'pca' or the number of components, such as 'pca:64'")
+    if not (argument or '64').isdigit() or int(argument or 64) == 0:
+        raise NoisynbError(f"the embedding is {name!r}; give 'pca' or the number of components, such as 'pca:64'")
     return int(argument or 64)
 
 def check_name(
@@ -129,7 +147,8 @@ def check_name(
 ):
     "Raise `NoisynbError` for a name that leads nowhere; nothing is computed"
     if isinstance(name, str) and name == 'auto': return
-    if not isinstance(name, (str, os.PathLike)): raise NoisynbError(f'the embedding is {name!r}; give the name of a backbone, or a path')
+    if not isinstance(name, (str, os.PathLike)):
+        raise NoisynbError(f'the embedding is {name!r}; give the name of a backbone, or a path')
     if str(name).endswith('.npz'): _file(name, data_dir)
     if str(name).endswith('.npz') or Path(name).is_dir(): return
     kind, argument, _ = parse(name)
@@ -141,11 +160,13 @@ def _features(parts, name, store, device, batch_size, data_dir, options):
     "Features of each part, the full name and what is worth knowing about them"
     first = next(iter(parts.values()))
     if isinstance(name, str) and name == 'auto': name, _ = _usable(*choose(first, data_dir), first, device, data_dir)
-    if isinstance(name, (str, os.PathLike)) and (str(name).endswith('.npz') or Path(name).is_dir() and parse(name)[0] not in ('raw', 'pca')):
+    if isinstance(name, (str, os.PathLike)) and (str(name).endswith('.npz') or Path(name).is_dir()
+            and parse(name)[0] not in ('raw', 'pca')):
         path = _file(name, data_dir)
         return ready(path, parts), path.name, {}
     kind, argument, given = parse(name) if not isinstance(name, Extractor) else ('extractor', '', {})
-    if kind in ('raw', 'pca') and (given or options): raise NoisynbError(f'{kind} takes no options, and {", ".join({**given, **options})} was given')
+    if kind in ('raw', 'pca') and (given or options):
+        raise NoisynbError(f'{kind} takes no options, and {", ".join({**given, **options})} was given')
     seen = {} if isinstance(first, np.ndarray) else dict(transform=f'{min(first.size, 32)} px RGB')
     if kind == 'raw' and not argument: return {p: pixels(i) for p, i in parts.items()}, 'raw', seen
     if kind == 'pca':
@@ -168,7 +189,9 @@ class Embedded:
     fingerprint: str
     about: dict = field(default_factory=dict) # weights and transform, or the variance kept
 
-    def __repr__(self): return f'{self.name}: ' + ', '.join(f'{p} {a.shape[0]:,} x {a.shape[1]}' for p, a in dict(train=self.train, val=self.val, test=self.test).items() if a is not None)
+    def __repr__(self):
+        return f'{self.name}: ' + ', '.join(f'{p} {a.shape[0]:,} x {a.shape[1]}' for p,
+            a in dict(train=self.train, val=self.val, test=self.test).items() if a is not None)
 
 def embed(data, name='raw', store=None, device:str='auto', batch_size:int=None, data_dir=None, **options)->Embedded:
     """Embed all parts of a data set; labels are not looked at
@@ -210,7 +233,9 @@ def embed(data, name='raw', store=None, device:str='auto', batch_size:int=None, 
     >>> embed(load('digits'), 'pca:16').train.shape[1]
     16
     """
-    if not hasattr(data, 'parts'): raise NoisynbError(f'embed takes a whole Dataset, and this is a {type(data).__name__}; for images use extract(images, ...)')
+    if not hasattr(data, 'parts'):
+        raise NoisynbError(f'embed takes a whole Dataset, and this is a {type(data).__name__}; for images use '
+                           'extract(images, ...)')
     parts = {p: s.images for p, s in data.parts.items()}
     parts = dict(train=parts.pop('train'), **parts)
     arrays, name, about = _features(parts, name, store, device, batch_size, data_dir, options)
@@ -262,16 +287,26 @@ def choose(
     data_dir=None, # where .onnx files are looked for
 ): # name of the embedding, and why
     "The best that is on this machine"
-    if min(images.shape[1:3]) < 16: return 'pca:64', f'images of {images.shape[2]}x{images.shape[1]} pixels are too small for a network'
+    if min(images.shape[1:3]) < 16:
+        return 'pca:64', f'images of {images.shape[2]}x{images.shape[1]} pixels are too small for a network'
     home = os.path.expanduser(os.environ.get('HF_HOME') or '~/.cache/huggingface')
     hub = Path(os.environ.get('HF_HUB_CACHE') or Path(home)/'hub')
     for name in backbones if find_spec('timm') else ():
-        weights = sorted(hub.glob(f'models--timm--{name[5:]}/snapshots/*/model.safetensors')) if name.startswith('timm:') else []
-        if weights: return f'{name}?weights={quote(str(weights[-1]))}' + '&size=224'*('dinov2' in name), 'its weights are on this machine'
-    found = sorted(data_folder(data_dir).glob('*.onnx'), key=lambda p: (p.stat().st_size, p.name)) if find_spec('onnxruntime') else []
-    if found: return f'onnx:{quote(found[-1].name)}', 'it is ' + ('the only' if len(found) == 1 else f'the largest of {len(found)}') + ' .onnx in the data folder, and is taken to want images as EfficientNet-Lite does'
+        where = f'models--timm--{name[5:]}/snapshots/*/model.safetensors'
+        weights = sorted(hub.glob(where)) if name.startswith('timm:') else []
+        if weights:
+            size = '&size=224'*('dinov2' in name)
+            return f'{name}?weights={quote(str(weights[-1]))}{size}', 'its weights are on this machine'
+    found = sorted(data_folder(data_dir).glob('*.onnx'),
+        key=lambda p: (p.stat().st_size, p.name)) if find_spec('onnxruntime') else []
+    if found:
+        return f'onnx:{quote(found[-1].name)}', 'it is ' + ('the only' if len(found) == 1
+            else f'the largest of {len(found)}') + (
+            ' .onnx in the data folder, and is taken to want images as EfficientNet-Lite does')
     missing = [m for m in ('timm', 'onnxruntime') if not find_spec(m)]
-    return 'pca:64', 'there are no weights of a timm network on this machine and no .onnx file in the data folder' + (f'; {" and ".join(missing)} not installed either (pip install "noisynb[backbones]")' if missing else '')
+    why = 'there are no weights of a timm network on this machine and no .onnx file in the data folder'
+    if missing: why += f'; {" and ".join(missing)} not installed either (pip install "noisynb[backbones]")'
+    return 'pca:64', why
 
 # %% ../../nbs/06_embeddings/01_embeddings.ipynb #a070c406
 def at_side(images, side):

@@ -29,7 +29,9 @@ def pixels(
 )->np.ndarray: # float32 (n, h*w*c), values in [0, 1]
     "The pixels of each image as one row"
     images = _thumbnails(images)
-    if not isinstance(images, np.ndarray): raise NoisynbError(f'the pixels of {len(images):,} files take more than 1 GiB; use their principal components: pca:64')
+    if not isinstance(images, np.ndarray):
+        raise NoisynbError(f'the pixels of {len(images):,} files take more than 1 GiB; use their principal components: '
+                           'pca:64')
     return np.divide(images.reshape(len(images), math.prod(images.shape[1:])), np.float32(255), dtype=np.float32)
 
 # %% ../../nbs/06_embeddings/00_extractors.ipynb #12d38c21
@@ -38,7 +40,8 @@ _block = 1024
 def _blocks(images, label):
     "Yield (start, float32 (b, d)) of pixels less 128"
     starts = range(0, len(images), _block)
-    for i in starts if isinstance(images, np.ndarray) else track(starts, label): yield i, images[i:i+_block].reshape(-1, math.prod(images.shape[1:])).astype(np.float32) - 128
+    for i in starts if isinstance(images, np.ndarray) else track(starts, label):
+        yield i, images[i:i+_block].reshape(-1, math.prod(images.shape[1:])).astype(np.float32) - 128
 
 def _from_sums(images, k):
     "Mean, the first `k` components and the share of the variance they keep, from exact sums"
@@ -97,8 +100,12 @@ class Extractor:
     def __call__(self, images)->np.ndarray:
         "Features of a batch, checked: float32 (b, d)"
         rows = np.ascontiguousarray(self.run(images), np.float32)
-        if rows.ndim != 2 or len(rows) != len(images): raise NoisynbError(f'{self.name} gave shape {rows.shape} for {len(images)} images; one row of features per image is needed')
-        if not np.isfinite(rows).all(): raise NoisynbError(f'{self.name} gave NaN or infinity for image {int(np.argmin(np.isfinite(rows).all(1)))} of a batch; check its weights, or compute in float32')
+        if rows.ndim != 2 or len(rows) != len(images):
+            raise NoisynbError(f'{self.name} gave shape {rows.shape} for {len(images)} images; one row of features per '
+                               'image is needed')
+        if not np.isfinite(rows).all():
+            raise NoisynbError(f'{self.name} gave NaN or infinity for image {int(np.argmin(np.isfinite(rows).all(1)))} '
+                               'of a batch; check its weights, or compute in float32')
         return rows
 
 # %% ../../nbs/06_embeddings/00_extractors.ipynb #5150dc5d
@@ -107,12 +114,15 @@ def _channels(images, wanted=3):
     have = images.shape[-1]
     if have == wanted: return images
     if have == 1: return images.repeat(wanted, -1)
-    raise NoisynbError(f'the images have {have} channels and the network takes {wanted}; give grey or RGB images: images[..., :3] drops an alpha channel')
+    raise NoisynbError(f'the images have {have} channels and the network takes {wanted}; give grey or RGB images: '
+                       'images[..., :3] drops an alpha channel')
 
 def _numbers(value, what):
     "One number, or one per channel, as (1, c, 1, 1) float32"
     a = np.atleast_1d(np.asarray(value))
-    if a.dtype.kind not in 'iuf' or a.ndim != 1 or len(a) not in (1, 3) or what == 'std' and (a <= 0).any(): raise NoisynbError(f'{what} is {value!r}; give one number or three, separated by commas, in grey levels 0 to 255' + ', above 0' * (what == 'std'))
+    if a.dtype.kind not in 'iuf' or a.ndim != 1 or len(a) not in (1, 3) or what == 'std' and (a <= 0).any():
+        raise NoisynbError(f'{what} is {value!r}; give one number or three, separated by commas, in grey levels 0 to '
+                           '255' + ', above 0' * (what == 'std'))
     return a.astype(np.float32).reshape(1, -1, 1, 1)
 
 def _file(path, data_dir=None):
@@ -129,21 +139,29 @@ def _resized(images, size):
     x = torch.tensor(images).permute(0, 3, 1, 2).float().contiguous()
     if x.shape[2:] == (size, size): return x
     shrink = size < max(x.shape[2:])
-    return torch.nn.functional.interpolate(x, size=(size, size), mode='bicubic', align_corners=False, antialias=shrink).clamp(0, 255)
+    return torch.nn.functional.interpolate(x, size=(size, size), mode='bicubic', align_corners=False,
+        antialias=shrink).clamp(0, 255)
 
 # %% ../../nbs/06_embeddings/00_extractors.ipynb #17b2f2ed
 def _session(path, device):
     "An onnxruntime session on the CPU, or on CUDA where that is asked for or at hand"
     ort = require('onnxruntime', extra='backbones')
     cuda = str(device).startswith('cuda') or device == 'auto' and pick_device(device) == 'cuda'
-    if not cuda and device not in ('auto', 'cpu'): raise NoisynbError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'")
+    if not cuda and device not in ('auto', 'cpu'):
+        raise NoisynbError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'")
     if cuda and 'CUDAExecutionProvider' not in ort.get_available_providers():
-        if device != 'auto': raise NoisynbError(f"device is {device!r}, and this onnxruntime has no CUDA; install onnxruntime-gpu in its place, or use device='auto' or 'cpu'")
+        if device != 'auto':
+            raise NoisynbError(f"device is {device!r}, and this onnxruntime has no CUDA; install onnxruntime-gpu in "
+                               "its place, or use device='auto' or 'cpu'")
         cuda = False
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = threads(), 3
-    try: return ort.InferenceSession(str(path), settings, providers=['CUDAExecutionProvider'] * cuda + ['CPUExecutionProvider'])
-    except Exception as e: raise NoisynbError(f'{path}: onnxruntime cannot load it ({str(e).splitlines()[0]}); the file is damaged or no ONNX model') from e
+    try:
+        return ort.InferenceSession(str(path), settings,
+            providers=['CUDAExecutionProvider'] * cuda + ['CPUExecutionProvider'])
+    except Exception as e:
+        raise NoisynbError(f'{path}: onnxruntime cannot load it ({str(e).splitlines()[0]}); the file is damaged or no '
+                           'ONNX model') from e
 
 # %% ../../nbs/06_embeddings/00_extractors.ipynb #ac780747
 def onnx_extractor(
@@ -159,11 +177,14 @@ def onnx_extractor(
     path = _file(path, data_dir)
     session = _session(path, device)
     shape = session.get_inputs()[0].shape
-    if len(shape) != 4: raise NoisynbError(f'{path}: its input has shape {shape}; (batch, channels, height, width) is needed')
+    if len(shape) != 4:
+        raise NoisynbError(f'{path}: its input has shape {shape}; (batch, channels, height, width) is needed')
     batch, channels, height, width = [s if isinstance(s, int) else None for s in shape]
     size = whole_number(height or 192 if size is None else size, 'size')
-    if height and width and height != width: raise NoisynbError(f'{path} takes {height}x{width} pixels; only square images are supported')
-    if {height, width} - {None, size}: raise NoisynbError(f'{path} takes {height}x{width} pixels and size is {size}; leave size out')
+    if height and width and height != width:
+        raise NoisynbError(f'{path} takes {height}x{width} pixels; only square images are supported')
+    if {height, width} - {None, size}:
+        raise NoisynbError(f'{path} takes {height}x{width} pixels and size is {size}; leave size out')
     centre, scale = _numbers(mean, 'mean'), _numbers(std, 'std')
     kind = np.float16 if 'float16' in session.get_inputs()[0].type else np.float32
     def rows(x): return session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: x})[0]
@@ -172,8 +193,10 @@ def onnx_extractor(
         if batch: x = np.concatenate([x, x[:1].repeat(-len(x) % batch, 0)]) # a fixed batch is filled up
         f = np.concatenate([rows(x[i:i+(batch or len(x))]) for i in range(0, len(x), batch or len(x))])[:len(images)]
         return f.mean((2, 3)) if f.ndim == 4 else f
-    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as model: # large ones keep their weights in files beside, which they name
-        beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.stat().st_size and model.find(p.name.encode()) >= 0)
+    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0,
+            access=mmap.ACCESS_READ) as model: # large ones keep their weights in files beside, which they name
+        beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.stat().st_size
+            and model.find(p.name.encode()) >= 0)
     weights = fingerprint(*(np.memmap(p, mode='r') for p in (path, *beside)))
     transform = f'{size} px bicubic (torch), mean {centre.ravel().tolist()}, std {scale.ravel().tolist()}'
     return Extractor(f'onnx:{path.name}', weights, transform, run)
@@ -211,15 +234,22 @@ def _timm_network(model, pretrained, weights, size, seed):
             torch.manual_seed(seed)
             return timm.create_model(model, **options).eval().requires_grad_(False)
     try:
-        if weights: options['pretrained_cfg_overlay'] = dict(state_dict=timm.models.load_state_dict(str(weights), weights_only=True))
+        if weights:
+            options['pretrained_cfg_overlay'] = dict(state_dict=timm.models.load_state_dict(str(weights),
+                weights_only=True))
         net = build(seed)
     except Exception as e:
         reason = str(e).strip().partition('\n')[0] or type(e).__name__
-        if weights: raise NoisynbError(f'{weights}: no weights for timm model {model!r} ({reason}); give the .safetensors or .pth file of this model') from e
-        raise NoisynbError(f'no weights for timm model {model!r} ({reason}); they come from huggingface.co: connect once, or fetch the file on another machine '
+        if weights:
+            raise NoisynbError(f'{weights}: no weights for timm model {model!r} ({reason}); give the .safetensors or '
+                               '.pth file of this model') from e
+        raise NoisynbError(f'no weights for timm model {model!r} ({reason}); they come from huggingface.co: connect '
+                           'once, or fetch the file on another machine '
             f"and say 'timm:{model}?weights=FILE'; 'timm:{model}?pretrained=0' takes random weights") from e
     mark = _marked(net)
-    if weights and _marked(build(seed + 1)) != mark: raise NoisynbError(f'{weights} does not fill timm model {model!r}: some of its weights are missing or named otherwise; give the file of this model')
+    if weights and _marked(build(seed + 1)) != mark:
+        raise NoisynbError(f'{weights} does not fill timm model {model!r}: some of its weights are missing or named '
+                           'otherwise; give the file of this model')
     return net, mark, timm
 
 # %% ../../nbs/06_embeddings/00_extractors.ipynb #8113ff63
@@ -240,11 +270,13 @@ def timm_extractor(
     if dtype not in ('auto', 'float32', 'bfloat16'): raise unknown('dtype', dtype, ('auto', 'float32', 'bfloat16'))
     place = torch.device(pick_device(device))
     low = dtype == 'bfloat16' or dtype == 'auto' and place.type == 'cuda'
-    net, mark, timm = _timm_network(model, pretrained, weights and _file(weights, data_dir), size if size is None else whole_number(size, 'size'), seed)
+    net, mark, timm = _timm_network(model, pretrained, weights and _file(weights, data_dir),
+        size if size is None else whole_number(size, 'size'), seed)
     config = timm.data.resolve_model_data_config(net)
     side = getattr(getattr(net, 'patch_embed', None), 'img_size', None) or (size and (size, size))
     config = {**config, 'input_size': (3, *side) if side else config['input_size']}
-    prepare = timm.data.create_transform(**config, is_training=False, use_prefetcher=True) # up to uint8; the rest is batched below
+    prepare = timm.data.create_transform(**config, is_training=False,
+        use_prefetcher=True) # up to uint8; the rest is batched below
     mean, std = (torch.tensor(config[k], device=place).view(1, 3, 1, 1) for k in ('mean', 'std'))
     pool, net = ThreadPoolExecutor(threads()), net.to(place)
     def run(images):

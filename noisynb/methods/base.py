@@ -25,14 +25,18 @@ def check_embeddings(
     reset:bool, # whether this is a fit
 )->np.ndarray: # (n, d) float32 or float64
     "`X` as a finite two-dimensional array, or an error that names the value, the place and the remedy"
-    if getattr(X, 'ndim', 2) > 2: raise NoisynbError(f'X has shape {X.shape}, which looks like images; {type(estimator).__name__} '
+    if getattr(X, 'ndim', 2) > 2:
+        raise NoisynbError(f'X has shape {X.shape}, which looks like images; {type(estimator).__name__} '
         "works on embeddings (n, d): make them with noisynb.embeddings.extract(images, 'raw') or a backbone")
-    X = validate_data(estimator, X, reset=reset, dtype=[np.float32, np.float64], order='C', ensure_all_finite=False, ensure_min_samples=int(reset))
+    X = validate_data(estimator, X, reset=reset, dtype=[np.float32, np.float64], order='C', ensure_all_finite=False,
+        ensure_min_samples=int(reset))
     finite = np.isfinite(X.sum(1, dtype=np.float64))
     if not finite.all():
         row = int(np.argmin(finite))
         bad = np.flatnonzero(~np.isfinite(X[row]))
-        if len(bad): raise NoisynbError(f'X contains {"NaN" if np.isnan(X[row, bad[0]]) else "inf"} at row {row}, column {bad[0]} '
+        if len(bad):
+            raise NoisynbError(f'X contains {"NaN" if np.isnan(X[row, bad[0]]) else "inf"} at row {row}, column '
+                               f'{bad[0]} '
             f'({(~finite).sum():,} of {len(X):,} rows are affected); remove or repair these rows first')
     return X
 
@@ -44,21 +48,29 @@ def check_labels(
     n:int, # how many there should be
 ): # classes (C,), codes (n,) int64
     "The classes in sorted order and the labels as their positions"
-    if y is None: raise NoisynbError('fit requires y to be passed, but the target y is None; give one label per example')
+    if y is None:
+        raise NoisynbError('fit requires y to be passed, but the target y is None; give one label per example')
     texts = {isinstance(v, str) for v in y} if isinstance(y, (list, tuple)) else ()
     y = np.asarray(y, object if len(texts) > 1 else None) # numpy makes text of numbers beside text
-    if y.dtype.kind == 'O' and all(isinstance(v, (int, np.integer)) for v in y.ravel()): y = np.array(y.tolist()) # such as a column of a mixed table
+    if y.dtype.kind == 'O' and all(isinstance(v, (int, np.integer)) for v in y.ravel()):
+        y = np.array(y.tolist()) # such as a column of a mixed table
     if y.ndim == 2 and y.shape[1] == 1: y = column_or_1d(y, warn=True)
     if y.shape != (n,): raise NoisynbError(f'y has shape {y.shape} for {n:,} examples; give one label per example')
-    lost = ~np.isfinite(y) if y.dtype.kind == 'f' else np.array([_missing(v) for v in y], bool) if y.dtype.kind == 'O' else np.zeros(n, bool)
-    if lost.any(): raise NoisynbError(f'y contains {y[lost.argmax()]} at row {lost.argmax()}; drop the examples that have no label')
-    if y.dtype.kind == 'O' and len({isinstance(v, str) for v in y}) > 1: raise NoisynbError('y has numbers beside text; give integers or strings, not both')
+    lost = ~np.isfinite(y) if y.dtype.kind == 'f' else np.array([_missing(v) for v in y],
+        bool) if y.dtype.kind == 'O' else np.zeros(n, bool)
+    if lost.any():
+        raise NoisynbError(f'y contains {y[lost.argmax()]} at row {lost.argmax()}; drop the examples that have no '
+                           'label')
+    if y.dtype.kind == 'O' and len({isinstance(v, str) for v in y}) > 1:
+        raise NoisynbError('y has numbers beside text; give integers or strings, not both')
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'The number of unique classes') # few examples of many classes are no regression
+            warnings.filterwarnings('ignore',
+                'The number of unique classes') # few examples of many classes are no regression
             check_classification_targets(y)
         return np.unique(y, return_inverse=True)
-    except TypeError as e: raise NoisynbError(f'the labels can not be put in order ({e}); give integers or strings') from e
+    except TypeError as e:
+        raise NoisynbError(f'the labels can not be put in order ({e}); give integers or strings') from e
 
 def check_training(
     estimator, # that is to be fitted
@@ -178,7 +190,9 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         arrays, plain = _flatten(self._fitted())
         names = [n for n, entry in methods.items() if entry.where.endswith(f':{type(self).__name__}')]
-        if not names: raise NoisynbError(f'{type(self).__name__} is not in the registry, so it could not be loaded again; add it to noisynb.methods.methods')
+        if not names:
+            raise NoisynbError(f'{type(self).__name__} is not in the registry, so it could not be loaded again; add it '
+                               'to noisynb.methods.methods')
         text = lambda tree: json.dumps(tree, default=lambda v: v.tolist())
         header = dict(format='noisynb-1', method=names[0], params=text(self.get_params(deep=False)), plain=text(plain))
         with atomic_path(path) as tmp: save_file(arrays, tmp, metadata=header)
@@ -225,12 +239,16 @@ def load(
         with safe_open(path, 'numpy') as f:
             header, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except FileNotFoundError: raise NoisynbError(f'there is no file {path}') from None
-    except (SafetensorError, OSError) as e: raise NoisynbError(f'{path} is not a readable model file ({e}); save the model again with .save(path)') from e
-    if header.get('format') != 'noisynb-1': raise NoisynbError(f'{path} is a safetensors file, but not a noisynb model; give a file written by .save(path)')
+    except (SafetensorError, OSError) as e:
+        raise NoisynbError(f'{path} is not a readable model file ({e}); save the model again with .save(path)') from e
+    if header.get('format') != 'noisynb-1':
+        raise NoisynbError(f'{path} is a safetensors file, but not a noisynb model; give a file written by .save(path)')
     try:
         model = make(header['method'], **renewed(method_class(header['method']), json.loads(header['params'])))
         model._restore(_unflatten(arrays, json.loads(header['plain'])))
-    except (KeyError, TypeError, ValueError) as e: raise NoisynbError(f'{path} is not a whole noisynb model ({type(e).__name__}: {e}); save the model again with .save(path)') from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise NoisynbError(f'{path} is not a whole noisynb model ({type(e).__name__}: {e}); save the model again with '
+                           '.save(path)') from e
     return model
 
 # %% ../../nbs/14_methods/01_base.ipynb #ab41d8e2

@@ -35,13 +35,14 @@ def calibrate(
     wrong = np.where(average < np.quantile(average, share), .95, .05)
     odds = np.log(share/(1 - share))
     for _ in range(rounds):
-        ratios = [np.log((np.bincount(p, wrong, parts) + 1)/(wrong.sum() + parts)*((1 - wrong).sum() + parts)/(np.bincount(p, 1 - wrong, parts) + 1)) for p in part]
+        ratios = [np.log((np.bincount(p, wrong, parts) + 1)/(wrong.sum() + parts)*((1 - wrong).sum()
+            + parts)/(np.bincount(p, 1 - wrong, parts) + 1)) for p in part]
         wrong = 1/(1 + np.exp(-odds - sum(r[p] for r, p in zip(ratios, part))))
     return 1/(1 + np.exp(odds + sum(np.interp(rank, middle, r) for rank, r in zip(ranks, ratios))))
 
 # %% ../../nbs/14_methods/30_consensus.ipynb #fc360814
 def _limit(quality, few):
-    "A threshold with that many labels below it, or, where equals lie across it, with all of them or none, whichever is nearer"
+    "A threshold with that many labels below it; equals lie all on one side, whichever is nearer"
     s = np.sort(quality)
     few = min(few, len(s) - 1)
     first, last = np.searchsorted(s, s[few], 'left'), np.searchsorted(s, s[few], 'right')
@@ -87,8 +88,10 @@ class Consensus(NoisyLabelClassifier):
     >>> list(model.members_), model.predict_proba(X[:5]).shape
     (['wann', 'lend-graph'], (5, 10))
     """
-    def __init__(self, members=('corrected', 'lend-graph', 'linear'), combine='calibrated', parts=20, random_state=0, device='auto'):
-        self.members, self.combine, self.parts, self.random_state, self.device = members, combine, parts, random_state, device
+    def __init__(self, members=('corrected', 'lend-graph', 'linear'), combine='calibrated', parts=20, random_state=0,
+            device='auto'):
+        self.members, self.combine, self.parts = members, combine, parts
+        self.random_state, self.device = random_state, device
 
     def fit(self, X, y,
         graph=None, # NeighborGraph of the rows, if there is one
@@ -97,19 +100,24 @@ class Consensus(NoisyLabelClassifier):
         members = self._make()
         X, self.classes_, codes = check_training(self, X, y)
         self.members_ = members
-        for model in self.members_.values(): model.fit(X, y, **({'graph': graph} if 'graph' in inspect.signature(model.fit).parameters else {}))
+        for model in self.members_.values():
+            model.fit(X, y, **({'graph': graph} if 'graph' in inspect.signature(model.fit).parameters else {}))
         return self._judge(codes)
 
     def _make(self) -> dict: # name -> unfitted estimator
-        if self.combine not in ('calibrated', 'rank'): raise NoisynbError(f"combine is {self.combine!r}; give 'calibrated' or 'rank'")
+        if self.combine not in ('calibrated', 'rank'):
+            raise NoisynbError(f"combine is {self.combine!r}; give 'calibrated' or 'rank'")
         check_number(self.parts, 'parts', 2, whole=True)
         asked = self.members if isinstance(self.members, dict) else dict.fromkeys(self.members, {})
         if len(asked) < 2: raise NoisynbError(f'members is {self.members!r}; a consensus needs two methods or more')
         made = {}
         for name, options in asked.items():
             known = inspect.signature(method_class(name)).parameters
-            if method_class(name).input == 'images': raise NoisynbError(f'{name} works on images, and the members of a consensus on embeddings; take {name} out of members')
-            made[name] = make(name, **{k: getattr(self, k) for k in ('random_state', 'device') if k in known} | (options or {}))
+            if method_class(name).input == 'images':
+                raise NoisynbError(f'{name} works on images, and the members of a consensus on embeddings; take {name} '
+                                   'out of members')
+            made[name] = make(name, **{k: getattr(self, k) for k in ('random_state', 'device') if k in known}
+                | (options or {}))
         return made
 
     def _judge(self, codes):
@@ -117,12 +125,14 @@ class Consensus(NoisyLabelClassifier):
         models = list(self.members_.values()); n = len(codes)
         qualities = np.array([m.label_quality_ for m in models])
         share = float(np.mean([m.label_quality_ < m.quality_threshold_ for m in models]))
-        self.label_quality_ = rank_average(qualities) if self.combine == 'rank' else calibrate(qualities, share, self.parts)
+        if self.combine == 'rank': self.label_quality_ = rank_average(qualities)
+        else: self.label_quality_ = calibrate(qualities, share, self.parts)
         self.quality_threshold_ = _limit(self.label_quality_, round(share*n))
         others, rows = np.zeros((n, len(self.classes_))), np.arange(n)
         for i, m in enumerate(models): others[rows, np.searchsorted(self.classes_, m.corrected_labels_)] += 1 - .01*i
         others[rows, codes] = 0
-        better = np.where((self.label_quality_ < self.quality_threshold_) & (others.max(1) > 0), others.argmax(1), codes)
+        better = np.where((self.label_quality_ < self.quality_threshold_) & (others.max(1) > 0), others.argmax(1),
+            codes)
         self.corrected_labels_ = self.classes_[better]
         return self
 

@@ -388,16 +388,19 @@ class DivideMix(ImageMethod):
     setting: str|None = option(None, 'A row of `settings`: published values for a data set and its noise.')
     network: str = None
     epochs: int = None
-    batch_size: int = option(None, 'Labelled images of a step, as many unlabelled ones, and twice that in a plain epoch.')
+    batch_size: int = option(None,
+        'Labelled images of a step, as many unlabelled ones, and twice that in a plain epoch.')
     learning_rate: float = None
     schedule: str = None
     schedule_options: dict|None = option(None, 'More arguments of `training.Schedule`.')
     nesterov: bool = option(None, 'Nesterov momentum.')
     weight_decay: float = None
     warmup: float = option(None, 'Length of the warm-up, in epochs or as a share of the run.', low=0)
-    warmup_loss: str = option(None, "Loss of the warm-up; 'penalty' is cross entropy with a penalty on sure predictions.",
+    warmup_loss: str = option(None,
+        "Loss of the warm-up; 'penalty' is cross entropy with a penalty on sure predictions.",
         choices=('ce', 'penalty', 'mixup'))
-    recalibrate: float = option(None, 'From one recalibration to the next, in epochs or as a share of the run; 0 for none.', low=0)
+    recalibrate: float = option(None,
+        'From one recalibration to the next, in epochs or as a share of the run; 0 for none.', low=0)
     lambda_u: float|str = option(None, "Weight of unlabelled examples; 'auto' for `advise_options`.", free=('auto',))
     p_threshold: float|str = option(None, "Chance above which a label is taken for right; 'auto' for `advise_options`.",
         high=1, free=('auto',))
@@ -408,7 +411,8 @@ class DivideMix(ImageMethod):
         choices=('train', 'eval', 'table'))
     skip_unweighted: bool = option(None, 'Leave out unlabelled examples that have no weight.')
     drop_last: bool = option(None, 'Leave out a last, smaller batch of labelled images.')
-    loss_epochs: int = option(None, 'Epochs whose losses are averaged; 5 in the published code at 90 % noise.', low=1, whole=True)
+    loss_epochs: int = option(None, 'Epochs whose losses are averaged; 5 in the published code at 90 % noise.', low=1,
+        whole=True)
     loss_clip: float = option(None, 'Quantile of the losses that counts as the largest.', high=1)
     by_class: bool = option(None, 'Sort the labels of each class by themselves.')
     subset: int = option(None, 'Images of an epoch, drawn evenly from the classes; 0 for all.', whole=True)

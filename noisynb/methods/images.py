@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 import torch
-from ..core import NoisynbError, check_options, documented, option, pick_device, processor_threads, torch_generator, unknown
+from ..core import NoisynbError, check_options, documented, option, pick_device, processor_threads
+from ..core import torch_generator, unknown
 from ..disk import fingerprint
 from ..networks import architecture, build_network
 from ..losses import make_loss
@@ -30,14 +31,23 @@ def check_images(
     "`X` as images, or an error that names the value and the remedy"
     name = type(estimator).__name__
     if not hasattr(X, 'fingerprint'): X = np.asarray(X)
-    if X.ndim == 2: raise NoisynbError(f"X has shape {X.shape}, which looks like embeddings; {name} trains networks on images (n, h, w, c): give those, or take a method that works on embeddings, such as 'linear' or 'wann'")
-    if X.ndim == 3: raise NoisynbError(f'X has shape {X.shape}; ' + ('that is one image: give X[None]' if not reset and X.shape == tuple(estimator.image_shape_) else 'grey images have a channel, too: give X[..., None]'))
+    if X.ndim == 2:
+        raise NoisynbError(f"X has shape {X.shape}, which looks like embeddings; {name} trains networks on images (n, "
+            "h, w, c): give those, or take a method that works on embeddings, such as 'linear' or 'wann'")
+    if X.ndim == 3:
+        raise NoisynbError(f'X has shape {X.shape}; ' + ('that is one image: give X[None]' if not reset
+            and X.shape == tuple(estimator.image_shape_) else 'grey images have a channel, too: give X[..., None]'))
     if X.ndim != 4: raise NoisynbError(f'X has shape {X.shape}; {name} trains networks on images (n, h, w, c)')
     if X.shape[3] not in (1, 3):
-        raise NoisynbError(f'X has shape {X.shape}; ' + ('channels come last: give np.moveaxis(X, 1, 3)' if X.shape[1] in (1, 3) else 'images have 1 or 3 channels, which come last'))
-    if X.dtype != np.uint8: raise NoisynbError(f'X is {X.dtype}; give bytes from 0 to 255, such as (255*X).round().astype(np.uint8) of values from 0 to 1')
+        raise NoisynbError(f'X has shape {X.shape}; ' + ('channels come last: give np.moveaxis(X, 1, 3)'
+            if X.shape[1] in (1, 3) else 'images have 1 or 3 channels, which come last'))
+    if X.dtype != np.uint8:
+        raise NoisynbError(f'X is {X.dtype}; give bytes from 0 to 255, such as (255*X).round().astype(np.uint8) of '
+                           'values from 0 to 1')
     if reset and len(X) < 2: raise NoisynbError(f'X holds {len(X)} images; give at least two')
-    if not reset and X.shape[1:] != tuple(estimator.image_shape_): raise NoisynbError(f'X has images of shape {X.shape[1:]}, and {name} was fitted on {tuple(map(int, estimator.image_shape_))}; bring them to that size')
+    if not reset and X.shape[1:] != tuple(estimator.image_shape_):
+        raise NoisynbError(f'X has images of shape {X.shape[1:]}, and {name} was fitted on '
+                           f'{tuple(map(int, estimator.image_shape_))}; bring them to that size')
     return X
 
 # %% ../../nbs/14_methods/02_images.ipynb #364af82e
@@ -163,14 +173,17 @@ class ImageMethod(NoisyLabelClassifier, ABC):
     network: str = option('auto', "A name in noisynb.networks; 'auto' for one that suits images and device.")
     network_options: dict | None = option(None, 'Options of the network, for `make_network`.')
     epochs: int = option(40, 'Epochs of training, at most.', low=1, whole=True)
-    time_budget: float | None = option(None, 'Minutes to fit the schedule to; None for no limit.', above=True, free=(None,))
+    time_budget: float | None = option(None, 'Minutes to fit the schedule to; None for no limit.', above=True,
+        free=(None,))
     batch_size: int = option(128, 'Images of a training step.', low=1, whole=True)
     learning_rate: float = option(.05, 'The largest learning rate of the run.', above=True)
-    schedule: str = option('cosine', 'How the learning rate changes, see `noisynb.training.schedules`.', choices=schedules)
+    schedule: str = option('cosine', 'How the learning rate changes, see `noisynb.training.schedules`.',
+        choices=schedules)
     momentum: float = option(.9, 'Momentum of stochastic gradient descent.', high=.9999)
     weight_decay: float = option(5e-4, 'Weight decay of stochastic gradient descent.', low=0)
     flip: bool | str = flip_option()
-    resize: int | None = option(None, 'Side in pixels to which images in files are decoded; 0 for none, and so is None without a recipe.',
+    resize: int | None = option(None,
+        'Side in pixels to which images in files are decoded; 0 for none, and so is None without a recipe.',
         fits=_side, give=_pixels)
     crop: int | None = option(None, 'Side in pixels of what is seen: random windows in training, later the middle; '
         '0 for whole images, and so is None without a recipe.', fits=_side, give=_pixels)
@@ -179,7 +192,8 @@ class ImageMethod(NoisyLabelClassifier, ABC):
         give='the path of a file as text, so that the model can be saved with its options')
     random_state: int = option(0, 'Seed of everything random.')
     device: str = option('auto', "Where networks train: 'auto', 'cpu' or 'cuda'.")
-    threads: int = option(1, 'Threads of the processor; their number decides the bits of the result.', low=1, whole=True)
+    threads: int = option(1, 'Threads of the processor; their number decides the bits of the result.', low=1,
+        whole=True)
     verbose: bool = option(True, 'Show the history while it grows.')
     compile: bool = option(False, 'Compile networks on a GPU: a minute at first, faster afterwards.')
 

@@ -57,8 +57,8 @@ def train_probes(
     deadline:float=math.inf, # of time.perf_counter(), checked a few times in every epoch
     report=lambda **row: None, # called after each epoch
     steps:int=1, # least number of steps in an epoch, which passes a small set several times
-): # weights (models, n_classes, d) at each model's best epoch, history of the first model (list of dicts), best epochs, why the first ended
-    "Linear models without bias, side by side: every batch is read once, and each model looks away from the rows it may not see"
+): # weights (models, n_classes, d) of the best epochs, the first model's history, best epochs, why the first ended
+    "Linear models without bias, side by side: a batch is read once, and each model skips the rows it may not see"
     import torch
     (M, n), C, d, device, rng = looks.shape, n_classes, Z.shape[1], Z.device, rng or np.random.default_rng(0)
     W, G, m, v = torch.zeros(4, M*C, d, device=device) # weights, gradient, and its two moments
@@ -74,23 +74,28 @@ def train_probes(
             for batches, facts in islice(parts, in_epoch):
                 if values and time.perf_counter() > deadline: break
                 answers = []
-                for step, (x, xT, *its_facts) in zip(torch.arange(done + 1., done + 1 + len(batches), device=device).unbind(), batches):
+                for step, (x, xT, *its_facts) in zip(torch.arange(done + 1., done + 1 + len(batches),
+                        device=device).unbind(), batches):
                     answer, g, scale = gradient(torch.mm(W, xT), *its_facts)
                     answers.append(answer)
                     torch.addmm(G, g, x, beta=0, alpha=scale, out=G)
                     if penalised:
                         p = W.detach().requires_grad_()
                         G += torch.autograd.grad(loss.penalty([p]), p)[0]
-                    torch._fused_adam_(*tensors, [], [step], **adam) # what torch.optim.Adam calls, without its own overhead
+                    torch._fused_adam_(*tensors, [], [step],
+                        **adam) # what torch.optim.Adam calls, without its own overhead
                 values.append(as_loss(torch.cat(answers, -1), *facts))
                 done += len(batches)
             found = validate(Z[n_learn:], y[n_learn:], looks[:, n_learn:], W, loss)
-            score = np.where(np.isnan(found['accuracy']), epoch, found['accuracy'] if stop_by == 'accuracy' else -found['loss']) # nothing to stop by: the last is the best
+            score = np.where(np.isnan(found['accuracy']), epoch,
+                found['accuracy'] if stop_by == 'accuracy'
+                else -found['loss']) # nothing to stop by: the last is the best
             better = alive & (score > scores)
             best = torch.where(torch.from_numpy(better.repeat(C)).to(device)[:, None], W, best)
             scores[better], best_epochs[better] = score[better], epoch
             if alive[0]:
-                history.append(dict(epoch=epoch, loss=float(torch.cat(values, -1)[0].mean())) | {f'validation_{k}': float(v[0]) for k, v in found.items() if n > n_learn})
+                history.append(dict(epoch=epoch, loss=float(torch.cat(values, -1)[0].mean()))
+                    | {f'validation_{k}': float(v[0]) for k, v in found.items() if n > n_learn})
                 report(**history[-1])
             alive &= epoch - best_epochs < patience
             if time.perf_counter() > deadline: ended = 'time'; break
@@ -99,7 +104,7 @@ def train_probes(
 
 # %% ../../nbs/14_methods/11_linear.ipynb #ed5fa253
 def passes(Z, known, n_learn, batch_size, steps, rng):
-    "An endless stream of parts of the data, as `read_ahead` gives them, and how many make an epoch of at least `steps` batches"
+    "An endless stream of parts of the data (`read_ahead`), and how many make an epoch of at least `steps` batches"
     import torch
     size = min(int(n_learn), batch_size*max(1, 2**19//(batch_size*Z.shape[1]))) # 2 MiB
     def orders():
@@ -107,8 +112,10 @@ def passes(Z, known, n_learn, batch_size, steps, rng):
     return read_ahead(Z, known, orders(), size, batch_size), -(-steps//-(-n_learn//batch_size))*-(-n_learn//size)
 
 def read_ahead(Z, known, orders, size, batch_size):
-    """For each of these orders its batches (rows, the same as columns, and what is `known` of them) and what is known of all.
-    Another thread reads the next two meanwhile; as cutting a part into batches takes longer than filling it, parts lie where others lay before"""
+    """For each order its batches (rows, the same as columns, what is `known` of them) and what is known of all.
+
+    Another thread reads the next two meanwhile. Cutting a part into batches takes longer than filling it, so memory
+    is reused."""
     import torch
     buffers, parts = torch.from_numpy(np.empty((3, size, Z.shape[1]), np.float32)).to(Z.device), {}
     def read(i):
@@ -116,7 +123,8 @@ def read_ahead(Z, known, orders, size, batch_size):
         facts, place = known(rows), (i % 3, len(rows))
         if place not in parts:
             parts[place] = part = [buffers[i % 3, :len(rows)], *(a.clone() for a in facts)]
-            part.append(list(zip(part[0].split(batch_size), part[0].T.split(batch_size, 1), *(a.split(batch_size, -1) for a in part[1:]))))
+            part.append(list(zip(part[0].split(batch_size), part[0].T.split(batch_size, 1),
+                *(a.split(batch_size, -1) for a in part[1:]))))
         X, *kept, batches = parts[place]
         torch.index_select(Z, 0, rows, out=X)
         for a, b in zip(kept, facts): a.copy_(b)
@@ -129,28 +137,35 @@ def read_ahead(Z, known, orders, size, batch_size):
             yield found
 
 def logit_gradient(loss, y, looks, n_learn, C, batch_size):
-    """What is to be known of rows: tensors with a column for each. From these and logits (models*C, b): answers (.., b), gradients (models*C, b)
+    """What is to be known of rows: tensors with a column for each.
+
+    From these and logits (models*C, b): answers (.., b), gradients (models*C, b)
     and what these count. From answers and what is known: losses (.., b)"""
     import torch
     (M, n), device = looks.shape, y.device
     if loss.name == 'ce': # known in closed form: the chances, less one at the label
-        even, eye, each = bool(looks[:, :n_learn].all()), torch.eye(C, device=device), slice(None) if M == 1 else (slice(None), None) # one model needs no dimension
+        even, eye, each = bool(looks[:, :n_learn].all()), torch.eye(C,
+            device=device), slice(None) if M == 1 else (slice(None), None) # one model needs no dimension
         def known(rows):
             t = y[rows]
-            return t.expand(M, -1)[each], eye.index_select(1, t), *([] if even else [batch_weights(looks[:, rows], batch_size)[each]])
+            return t.expand(M, -1)[each], eye.index_select(1,
+                t), *([] if even else [batch_weights(looks[:, rows], batch_size)[each]])
         def ce(z, t, label, w=None):
             p = torch.softmax(z if M == 1 else z.view(M, C, -1), -2)
             g = p - label if even else (p - label).mul_(w)
             return p, g if M == 1 else g.view(M*C, -1), 1/g.shape[-1] if even else 1.
         return known, ce, lambda p, t, *_: -p.gather(-2, t).clamp(min=1e-38).log()
-    whole, own = torch.is_tensor(loss.batch(torch.zeros(2, C, device=device))), n*torch.arange(M, device=device)[:, None]
+    whole, own = torch.is_tensor(loss.batch(torch.zeros(2, C, device=device))), n*torch.arange(M, device=device)[:,
+        None]
     def known(rows): return y[rows].expand(M, 1, -1), rows, batch_weights(looks[:, rows], batch_size)[:, None]
     def any_loss(z, t, rows, w):
         z = z.view(M, C, -1).transpose(1, 2).reshape(-1, C).requires_grad_()
         v = loss(z, t.reshape(-1), (own + rows).reshape(-1))
         total = v @ w.reshape(-1)
-        if whole: total = total + sum(loss.batch(a[b[0]]) for a, b in zip(z.view(M, -1, C), w > 0)) # of each model's own rows
-        return v.detach().view(M, 1, -1), torch.autograd.grad(total, z)[0].view(M, -1, C).transpose(1, 2).reshape(M*C, -1), 1.
+        if whole:
+            total = total + sum(loss.batch(a[b[0]]) for a, b in zip(z.view(M, -1, C), w > 0)) # of each model's own rows
+        return v.detach().view(M, 1, -1), torch.autograd.grad(total, z)[0].view(M, -1, C).transpose(1, 2).reshape(M*C,
+            -1), 1.
     return known, any_loss, lambda v, *_: v
 
 def batch_weights(looks, batch_size):
@@ -261,12 +276,15 @@ class LinearProbe(NoisyLabelClassifier):
     >>> model.coef_.shape, model.held_out_proba_.shape
     ((10, 64), (300, 10))
     """
-    def __init__(self, loss='ce', loss_options=None, preset='cifar10', recipe='fast', learning_rate=None, batch_size=None,
+    def __init__(self, loss='ce', loss_options=None, preset='cifar10', recipe='fast', learning_rate=None,
+            batch_size=None,
             epochs=None, patience=None, stop_by=None, steps=None, standardize=True, cross_fit=5, time_budget=None,
             random_state=0, device='auto'):
         self.loss, self.loss_options, self.preset, self.recipe = loss, loss_options, preset, recipe
-        self.learning_rate, self.batch_size, self.epochs, self.patience, self.stop_by, self.steps = learning_rate, batch_size, epochs, patience, stop_by, steps
-        self.standardize, self.cross_fit, self.time_budget, self.random_state, self.device = standardize, cross_fit, time_budget, random_state, device
+        self.learning_rate, self.batch_size, self.epochs = learning_rate, batch_size, epochs
+        self.patience, self.stop_by, self.steps, self.standardize = patience, stop_by, steps, standardize
+        self.cross_fit, self.time_budget = cross_fit, time_budget
+        self.random_state, self.device = random_state, device
 
     def fit(self, X, y):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
@@ -284,7 +302,8 @@ class LinearProbe(NoisyLabelClassifier):
         for name, value in options.items():
             if name == 'learning_rate': check_number(value, name, above=True)
             elif name != 'stop_by': whole_number(value, name)
-        if options['stop_by'] not in ('loss', 'accuracy'): raise unknown('criterion', options['stop_by'], ['loss', 'accuracy'])
+        if options['stop_by'] not in ('loss', 'accuracy'):
+            raise unknown('criterion', options['stop_by'], ['loss', 'accuracy'])
         if self.time_budget is not None: check_number(self.time_budget, 'time_budget', above=True)
         check_number(self.cross_fit, 'cross_fit', 2, whole=True)
         return options
@@ -300,11 +319,16 @@ class LinearProbe(NoisyLabelClassifier):
         y, folds = torch.from_numpy(codes[rows]).to(device), torch.from_numpy(self.folds_[rows]).to(device)
         looks = folds != torch.arange(-1, int(folds.max()) + 1, device=device)[:, None] # the first model sees all folds
         loss = make_loss(self.loss, max(C, 2), preset=self.preset, n_samples=looks.numel(), **(self.loss_options or {}))
-        rest = dict(options, rng=generator(seed, 'batches'), deadline=math.inf if self.time_budget is None else start + 60*self.time_budget)
+        rest = dict(options, rng=generator(seed, 'batches'),
+            deadline=math.inf if self.time_budget is None else start + 60*self.time_budget)
         shown = live_table() if n_learn*Z.shape[1]*C*len(looks) > 2e9 else nullcontext(lambda **row: None)
         with processor_threads(1), shown as report:
-            if C == 1: weights, self.history_, best, self.stopped_ = torch.zeros(len(looks), 1, Z.shape[1], device=device), [], [0], 'one class'
-            else: weights, self.history_, best, self.stopped_ = train_probes(Z, y, looks, n_learn, C, loss, report=report, **rest)
+            if C == 1:
+                weights, self.history_, best, self.stopped_ = torch.zeros(len(looks), 1, Z.shape[1],
+                    device=device), [], [0], 'one class'
+            else:
+                weights, self.history_, best, self.stopped_ = train_probes(Z, y, looks, n_learn, C, loss, report=report,
+                    **rest)
             proba = torch.empty(n, C, device=device)
             for fold, w in enumerate(weights[1:]): proba[folds == fold] = torch.softmax(Z[folds == fold] @ w.T, 1)
         self.best_epoch_, self.held_out_proba_ = int(best[0]), np.empty((n, C), np.float32)
@@ -317,7 +341,8 @@ class LinearProbe(NoisyLabelClassifier):
         "Rows in that order, scaled by the first `n_learn` of them, with a column of ones: a float32 tensor"
         import torch
         n, d = X.shape
-        blocks, Z = [slice(s, s + 2**14) for s in range(0, n, 2**14)], torch.from_numpy(np.ones((n, d + 1), np.float32)) # NumPy asks for huge pages, which are read faster
+        blocks, Z = [slice(s, s + 2**14) for s in range(0, n, 2**14)], torch.from_numpy(np.ones((n, d + 1),
+            np.float32)) # NumPy asks for huge pages, which are read faster
         learn = rows[:n_learn]
         self.mean_, self.std_ = np.zeros(d), np.ones(d)
         if self.standardize:
@@ -329,7 +354,8 @@ class LinearProbe(NoisyLabelClassifier):
 
     def _judge(self, codes):
         "Quality of each label by the models that have not seen it"
-        if len(self.classes_) == 1: self.label_quality_, self.corrected_labels_ = np.ones(len(codes)), self.classes_[codes]
+        if len(self.classes_) == 1:
+            self.label_quality_, self.corrected_labels_ = np.ones(len(codes)), self.classes_[codes]
         else:
             found = Correction().fit(self.held_out_proba_, codes)
             self.label_quality_ = 1/(1 + np.exp(-np.clip(found.log_odds_, -700, 700)))

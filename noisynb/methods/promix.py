@@ -69,7 +69,8 @@ def select(
 )->list: # for each network (n,) int, as in `chosen_by`
     "The stage at which each example of a batch is chosen"
     matched = [b | matched_confidence(p, y, tau) for b, p in zip(base, proba)]
-    agreed = matched if cap is None else [agreement(m, *proba, tau if tau_agree is None else tau_agree, cap) for m in matched]
+    agreed = matched if cap is None else [agreement(m, *proba, tau if tau_agree is None else tau_agree, cap)
+        for m in matched]
     stages = []
     for masks in zip(base, matched, agreed):
         stage = torch.zeros_like(y)
@@ -350,18 +351,24 @@ class ProMix(ImageMethod):
     schedule_options: dict|None = option(None, 'More arguments of `training.Schedule`.')
     nesterov: bool = option(None, 'Nesterov momentum.')
     weight_decay: float = None
-    heads: int = option(None, 'Heads of a network: 2, or 1 for the form without pseudo head.', fits=lambda v: v in (1, 2), give='1 or 2')
+    heads: int = option(None, 'Heads of a network: 2, or 1 for the form without pseudo head.',
+        fits=lambda v: v in (1, 2), give='1 or 2')
     warmup: float = option(None, 'Length of the warm-up, in epochs or as a share of the run.', low=0)
     confidence_penalty: bool = option(None, 'A penalty on sure predictions in the warm-up.')
-    rho: float|str = option(None, "Share chosen by loss; 'auto' and 'seen' estimate it from the share of labels on which the networks "
-        "agree ('auto' with caution), 'median' from a mixture of the losses, too.", high=1, free=('auto', 'seen', 'median'))
-    quotas: str = option(None, "How many are chosen by loss: 'equal' for each class, or by its 'size'.", choices=('equal', 'size'))
+    rho: float|str = option(None,
+        "Share chosen by loss; 'auto' and 'seen' estimate it from the share of labels on which the networks "
+        "agree ('auto' with caution), 'median' from a mixture of the losses, too.", high=1,
+        free=('auto', 'seen', 'median'))
+    quotas: str = option(None, "How many are chosen by loss: 'equal' for each class, or by its 'size'.",
+        choices=('equal', 'size'))
     tau: float = option(None, 'Confidence above which labels are chosen.', low=0)
     tau_agree: float|None = option(None, 'Confidence above which guesses are chosen; None for tau.', free=(None,))
-    pseudo_labels: str = option(None, "Whose prediction becomes a label: the network's 'own', or that of 'both'.", choices=('own', 'both'))
+    pseudo_labels: str = option(None, "Whose prediction becomes a label: the network's 'own', or that of 'both'.",
+        choices=('own', 'both'))
     agreement_epochs: float = option(None, 'Last epochs, or share of the run, in which agreement counts.', low=0)
     agreement_cap: float = option(None, 'Share of a batch up to which agreement adds examples.', high=1)
-    ramp: float = option(None, 'Time in which the weight of strong and mixed views rises to 1, in epochs or as a share of the run.', low=0)
+    ramp: float = option(None,
+        'Time in which the weight of strong and mixed views rises to 1, in epochs or as a share of the run.', low=0)
     beta: float = option(None, 'Largest weight of what is not chosen.', low=0)
     beta_ramp: float = option(None, 'Time in which beta is reached, in epochs or as a share of the run.', low=0)
     beta_after_ramp: float = option(None, 'Weight of what is not chosen afterwards.', low=0)
@@ -371,7 +378,8 @@ class ProMix(ImageMethod):
     alpha: float = option(None, 'Parameter of the beta distribution of mixup.', above=True)
     fmix: bool = option(None, 'FMix beside mixup.')
     published_spectrum: bool = option(None, 'The spectrum of the published FMix.')
-    marginal_momentum: float|str = option(None, "Share of the old marginals that a step keeps; 'auto' forgets half in 6 % of the run.",
+    marginal_momentum: float|str = option(None,
+        "Share of the old marginals that a step keeps; 'auto' forgets half in 6 % of the run.",
         high=1, free=('auto',))
     share_mixes: bool = option(None, 'One mixup and one FMix for both heads.')
     scan_every: int = option(None, 'Epochs between two choices by loss.', low=1, whole=True)

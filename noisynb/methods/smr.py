@@ -13,7 +13,8 @@ from . import dividemix
 
 # %% ../../nbs/14_methods/21_smr.ipynb #47a10616
 _every = dict(published=30, fast=.1, small=.2, medium=.2, clothing1m=10, webvision50=15)
-_smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=_every[name]) for name, recipe in dividemix.recipes.items()}
+_smr = {name: recipe | dict(warmup_loss='mixup', recalibrate=_every[name]) for name,
+    recipe in dividemix.recipes.items()}
 recipes = _smr | dict(
     published=_smr['published'] | dict(batch_size=128),
     webvision50=_smr['webvision50'] | dict(epochs=120, schedule_options=dict(at=(1/3, 2/3))),

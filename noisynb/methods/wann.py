@@ -129,10 +129,12 @@ class FilteredLDA(TransformerMixin, BaseEstimator):
     def fit(self, X, y, graph=None):
         "Fit on `X` (n, d) and given labels; `graph` is a NeighborGraph of these rows, if there is one"
         X, self.classes_, codes = check_training(self, X, y)
-        if len(self.classes_) < 2: raise NoisynbError(f'y has one class only, {self.classes_[0]}; LDA needs two or more to tell apart')
+        if len(self.classes_) < 2:
+            raise NoisynbError(f'y has one class only, {self.classes_[0]}; LDA needs two or more to tell apart')
         k_min, k_max = _clamp(self.k_min, self.k_max, len(X))
         if graph is not None: graph.check(X, 1)
-        if graph is None or graph.indices_.shape[1] < k_max: graph = NeighborGraph(**(graph._options() if graph is not None else {}) | dict(k=k_max)).fit(X)
+        if graph is None or graph.indices_.shape[1] < k_max:
+            graph = NeighborGraph(**(graph._options() if graph is not None else {}) | dict(k=k_max)).fit(X)
         k_star = adaptive_sizes(codes[graph.indices_], codes, len(self.classes_), k_min, k_max)
         self.kept_ = k_star < k_max
         if self.keep_classes: self._rescue(codes, graph)
@@ -146,7 +148,8 @@ class FilteredLDA(TransformerMixin, BaseEstimator):
         for c in np.setdiff1d(np.arange(len(self.classes_)), codes[self.kept_]):
             rows = np.flatnonzero(codes == c)
             self.kept_[rows[np.argsort(-share[rows], kind='stable')[:max(2, len(rows)//10)]]] = True
-            warnings.warn(f'no label of class {self.classes_[c]} is confirmed by its neighbours; the most reliable tenth is kept')
+            warnings.warn(f'no label of class {self.classes_[c]} is confirmed by its neighbours; the most reliable '
+                          'tenth is kept')
 
     def transform(self, X):
         "Project `X` (n, d) to (n, n_components)"
@@ -159,7 +162,8 @@ def _clamp(k_min, k_max, n, small='clamp'):
     whole_number(k_min, 'k_min'), whole_number(k_max, 'k_max')
     if k_max < k_min: raise NoisynbError(f'k_max is {k_max}, below k_min {k_min}; give k_max >= k_min')
     if k_max <= n - 1: return int(k_min), int(k_max)
-    if small == 'raise': raise NoisynbError(f"k_max is {k_max}, but an example has only {n-1} others; lower it, or use small='clamp'")
+    if small == 'raise':
+        raise NoisynbError(f"k_max is {k_max}, but an example has only {n-1} others; lower it, or use small='clamp'")
     warnings.warn(f'k_max is lowered from {k_max} to {max(1, n-1)}, because an example has only {n-1} others')
     return int(min(k_min, max(1, n-1))), max(1, n-1)
 
@@ -168,19 +172,22 @@ def _lda(X, codes, n_components=None):
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     lda = LinearDiscriminantAnalysis().fit(_flattened(X, codes), codes)
     most = min(len(lda.classes_) - 1, X.shape[1])
-    return lda.xbar_.astype(X.dtype), lda.scalings_[:, :most if n_components is None else whole_number(n_components, 'n_components')].astype(X.dtype)
+    return lda.xbar_.astype(X.dtype), lda.scalings_[:, :most if n_components is None
+        else whole_number(n_components, 'n_components')].astype(X.dtype)
 
 def _flattened(X, codes):
-    "`X` with columns that vary within no class, but for rounding, made exactly constant in each; LDA divides by that spread"
+    "`X` with columns that vary in no class, but for rounding, exactly constant in each: LDA divides by that spread"
     rows = np.unique(codes, return_inverse=True)[1]
     inner = np.stack([X[rows == c].mean(0, dtype=np.float64) for c in range(rows.max() + 1)])[rows]
     flat = np.abs(X - inner).max(0) <= 1e-9*np.abs(X).max(0)
-    return np.where(flat, inner.astype(np.float32), X).astype(X.dtype) if flat.any() else X # short numbers, whose means are exact
+    return np.where(flat, inner.astype(np.float32),
+        X).astype(X.dtype) if flat.any() else X # short numbers, whose means are exact
 
 def _pca(X, n_components=200):
     "Mean (d,) and projection (d, n_components) of principal component analysis"
     from sklearn.decomposition import PCA
-    pca = PCA(min(200 if n_components is None else whole_number(n_components, 'n_components'), *X.shape), random_state=4524234).fit(X)
+    pca = PCA(min(200 if n_components is None else whole_number(n_components, 'n_components'), *X.shape),
+        random_state=4524234).fit(X)
     return pca.mean_, pca.components_.T
 
 # %% ../../nbs/14_methods/10_wann.ipynb #903bcb34
@@ -252,7 +259,8 @@ class _Search(NoisyLabelClassifier):
     def _reduced(self, Z, graph):
         "Learn the projection from the given labels and apply it"
         if self.reduce == 'pca': self.center_, self.projection_ = _pca(Z, self.n_components)
-        elif self.reduce == 'lda' and len(self.classes_) > 1: self.center_, self.projection_ = _lda(Z, self.codes_, self.n_components)
+        elif self.reduce == 'lda' and len(self.classes_) > 1:
+            self.center_, self.projection_ = _lda(Z, self.codes_, self.n_components)
         else:
             flda = FilteredLDA(self.n_components)
             flda.fit(Z, self.codes_, graph if graph is not None else self._search(Z, k=flda.k_max))
@@ -276,7 +284,8 @@ class _Vote(_Search):
         graph=None, # from `neighbor_graph(X)`, if it is there already
     ):
         "Fit on embeddings `X` (n, d) and given labels `y` (n,)"
-        for name, known in dict(reduce=[None, 'pca', 'lda', 'flda'], small=['clamp', 'raise'], self_rule=['index', 'rank'], quality=self.qualities).items():
+        for name, known in dict(reduce=[None, 'pca', 'lda', 'flda'], small=['clamp', 'raise'],
+                self_rule=['index', 'rank'], quality=self.qualities).items():
             if getattr(self, name) not in known: raise unknown(name, getattr(self, name), known)
         X, self.classes_, self.codes_ = check_training(self, X, y)
         self._sizes(len(X))
@@ -313,7 +322,8 @@ class _Vote(_Search):
         inside = np.arange(rows.shape[1]) < self.k_star_[rows[:, :1]]
         return rows, inside*(self.reliability_[rows] if self.weighted else 1.), distances
 
-    def _count(self, rows, weights): return vote(self.codes_[rows], weights, len(self.classes_), 'nearest' if self.weighted else 'smallest')
+    def _count(self, rows, weights):
+        return vote(self.codes_[rows], weights, len(self.classes_), 'nearest' if self.weighted else 'smallest')
 
     def _others(self):
         "Nearest others of each example, (n, k_max)"
@@ -321,17 +331,19 @@ class _Vote(_Search):
         near = self.graph_.indices_[:, :self._k_max]
         if self.self_rule == 'index': return near
         own = np.arange(len(near))[:, None]
-        before = ((self.graph_.distances_[:, :self._k_max] == 0) & (near < own)).sum(1) # duplicates that outrank the example itself
+        before = ((self.graph_.distances_[:,
+            :self._k_max] == 0) & (near < own)).sum(1) # duplicates that outrank the example itself
         near = near.copy()
         for i in np.flatnonzero(before): near[i, :before[i]] = [*near[i, 1:before[i]], i]
         return near
 
 # %% ../../nbs/14_methods/10_wann.ipynb #a328b430
 class Explanation(Table):
-    "Who voted on one query: a table, with the prediction, the size of the neighbourhood, the row that set it, and the margin"
+    "Who voted on one query: a table, the prediction, the neighbourhood's size, the row that set it, and the margin"
     def __init__(self, rows, prediction, size, set_by, margin):
         self.prediction, self.size, self.set_by, self.margin = prediction, size, set_by, margin
-        super().__init__(rows, f'{prediction}: {size} neighbours asked, row {set_by} the nearest; lead over the second label {100*margin:.0f} % of the vote')
+        super().__init__(rows, f'{prediction}: {size} neighbours asked, row {set_by} the nearest; lead over the second '
+                               f'label {100*margin:.0f} % of the vote')
 
 # %% ../../nbs/14_methods/10_wann.ipynb #d8b1b7f0
 class _Explain(_Vote):
@@ -369,7 +381,8 @@ class _Explain(_Vote):
         winner, scores = self._votes(x)
         share, names = weights[0]/weights.sum(), self.classes_[self.codes_[rows[0]]]
         second, first = np.sort(np.append(scores[0], 0.))[-2:]/scores.sum()
-        table = [dict(row=int(r), distance=float(d), label=n, k_star=int(self.k_star_[r]), share=float(s)) for r, d, n, s in zip(rows[0], distances[0], names, share) if s]
+        table = [dict(row=int(r), distance=float(d), label=n, k_star=int(self.k_star_[r]), share=float(s)) for r, d, n,
+            s in zip(rows[0], distances[0], names, share) if s]
         return Explanation(table, self.classes_[winner[0]], len(table), int(rows[0, 0]), float(first - second))
 
 # %% ../../nbs/14_methods/10_wann.ipynb #43ffc008
@@ -404,8 +417,10 @@ class _Edit(_Vote):
         check_is_fitted(self)
         labels, y = self.classes_[self.codes_].astype(object), np.asarray(y)
         rows = np.arange(len(labels)) if rows is None else self._rows(rows)
-        if y.ndim and y.shape != rows.shape: raise NoisynbError(f'y has shape {y.shape} for {len(rows)} examples; give one label per example')
-        if y.dtype.kind == 'f' and self.classes_.dtype.kind in 'iu' and (y == np.floor(y)).all(): y = y.astype(self.classes_.dtype)
+        if y.ndim and y.shape != rows.shape:
+            raise NoisynbError(f'y has shape {y.shape} for {len(rows)} examples; give one label per example')
+        if y.dtype.kind == 'f' and self.classes_.dtype.kind in 'iu' and (y == np.floor(y)).all():
+            y = y.astype(self.classes_.dtype)
         labels[rows] = y
         return self._recount(labels)
 
@@ -413,7 +428,8 @@ class _Edit(_Vote):
         "Positions of examples, checked"
         rows = np.asarray(rows).reshape(-1)
         if rows.dtype == bool and len(rows) == len(self.codes_): return np.flatnonzero(rows)
-        if len(rows) and (rows.dtype.kind not in 'iu' or rows.min() < 0 or rows.max() >= len(self.codes_)): raise NoisynbError(f'rows are {rows}; give positions from 0 to {len(self.codes_) - 1}')
+        if len(rows) and (rows.dtype.kind not in 'iu' or rows.min() < 0 or rows.max() >= len(self.codes_)):
+            raise NoisynbError(f'rows are {rows}; give positions from 0 to {len(self.codes_) - 1}')
         return rows.astype(int)
 
     def add(self, X, y):
@@ -445,9 +461,11 @@ class _Edit(_Vote):
         """
         check_is_fitted(self)
         Z, y = self._scale(check_embeddings(self, X, reset=False)), np.asarray(y)
-        if y.shape != (len(Z),): raise NoisynbError(f'y has shape {y.shape} for {len(Z)} new examples; give one label per example')
+        if y.shape != (len(Z),):
+            raise NoisynbError(f'y has shape {y.shape} for {len(Z)} new examples; give one label per example')
         labels = np.concatenate([self.classes_[self.codes_].astype(object), y.astype(object)])
-        if self.graph_ is None: raise NoisynbError('the model was fitted on one example, which has no neighbours; fit again on all')
+        if self.graph_ is None:
+            raise NoisynbError('the model was fitted on one example, which has no neighbours; fit again on all')
         return self._recount(labels, lambda: self.graph_.add(Z), lambda: np.concatenate([self.graph_.rows_, Z]))
 
     def remove(self, rows):
@@ -478,12 +496,15 @@ class _Edit(_Vote):
         rows = self._rows(rows)
         labels = np.delete(self.classes_[self.codes_].astype(object), rows)
         if not len(labels): raise NoisynbError('remove would leave no example; keep at least one')
-        return self._recount(labels, lambda: self.graph_.remove(rows), lambda: np.delete(self.graph_.rows_, rows, 0)) if len(rows) else self
+        return self._recount(labels, lambda: self.graph_.remove(rows),
+            lambda: np.delete(self.graph_.rows_, rows, 0)) if len(rows) else self
 
     def _recount(self, labels, mend=None, rows=None):
         "Encode the labels, mend the graph, or search again where neighbourhoods change their size, and vote again"
-        if self.reduce and (mend or self.reduce != 'pca'): raise NoisynbError(f'reduce={self.reduce!r} was learnt from the examples as they were; fit again instead')
-        (classes, codes), graph, sizes = check_labels(labels.tolist(), len(labels)), self.graph_, (self._k_min, self._k_max)
+        if self.reduce and (mend or self.reduce != 'pca'):
+            raise NoisynbError(f'reduce={self.reduce!r} was learnt from the examples as they were; fit again instead')
+        (classes, codes), graph, sizes = check_labels(labels.tolist(), len(labels)), self.graph_, (self._k_min,
+            self._k_max)
         try:
             self._sizes(len(labels))
             if mend: graph = mend() if self._k_max <= graph.indices_.shape[1] < len(labels) else self._search(rows())
@@ -546,7 +567,8 @@ class WANN(_Explain, _Edit):
 
     def __init__(self, k_min=11, k_max=51, metric='euclidean', standardize=False, reduce=None, n_components=None,
             self_rule='index', small='clamp', quality='embedding', engine='auto', device='auto'):
-        self.k_min, self.k_max, self.metric, self.standardize, self.reduce, self.n_components = k_min, k_max, metric, standardize, reduce, n_components
+        self.k_min, self.k_max, self.metric, self.standardize = k_min, k_max, metric, standardize
+        self.reduce, self.n_components = reduce, n_components
         self.self_rule, self.small, self.quality, self.engine, self.device = self_rule, small, quality, engine, device
 
     def _sizes(self, n): self._k_min, self._k_max = _clamp(self.k_min, self.k_max, n, self.small)
@@ -554,12 +576,14 @@ class WANN(_Explain, _Edit):
     def _learn(self):
         near = self._others()
         if len(self.classes_) > 1 and (few := np.bincount(self.codes_)).min() < self._k_min/2:
-            warnings.warn(f'class {self.classes_[few.argmin()]} has {few.min()} examples, fewer than half of k_min = {self._k_min}: neighbours can hardly confirm its labels; lower k_min')
+            warnings.warn(f'class {self.classes_[few.argmin()]} has {few.min()} examples, fewer than half of k_min = '
+                          f'{self._k_min}: neighbours can hardly confirm its labels; lower k_min')
         self.k_star_ = adaptive_sizes(self.codes_[near], self.codes_, len(self.classes_), self._k_min, self._k_max)
         self.reliability_ = 1/self.k_star_
         found = self._quality()
         if self.quality == 'reliability': # 1 at k_min, 0 at k_max, and half-way between a label that just fails
-            self.label_quality_, self.quality_threshold_ = (self._k_max - self.k_star_)/max(1, self._k_max - self._k_min), 1/max(2, self._k_max - self._k_min)
+            self.label_quality_, self.quality_threshold_ = (self._k_max - self.k_star_)/max(1,
+                self._k_max - self._k_min), 1/max(2, self._k_max - self._k_min)
         else: self.label_quality_, self.quality_threshold_ = found.quality_, .5
         self.corrected_labels_, self.transition_ = self.classes_[found.posterior_.argmax(1)], found.transition_
         return self
@@ -614,7 +638,8 @@ class KNN(_Explain, _Edit):
     """
     def __init__(self, k=11, metric='euclidean', standardize=False, reduce=None, n_components=None, small='clamp',
             engine='auto', device='auto'):
-        self.k, self.metric, self.standardize, self.reduce, self.n_components, self.small, self.engine, self.device = k, metric, standardize, reduce, n_components, small, engine, device
+        self.k, self.metric, self.standardize, self.reduce = k, metric, standardize, reduce
+        self.n_components, self.small, self.engine, self.device = n_components, small, engine, device
 
     def _sizes(self, n): self._k_min, self._k_max = _clamp(whole_number(self.k, 'k'), self.k, n, self.small)
 
@@ -622,7 +647,8 @@ class KNN(_Explain, _Edit):
         near = self._others()
         self.k_star_ = np.full(len(near), self._k_max)
         self.reliability_ = 1/self.k_star_
-        winner, scores = vote(self.codes_[near], np.ones(near.shape), len(self.classes_), 'smallest') if near.size else (self.codes_, np.ones((1, 1)))
+        winner, scores = vote(self.codes_[near], np.ones(near.shape), len(self.classes_),
+            'smallest') if near.size else (self.codes_, np.ones((1, 1)))
         self.label_quality_, self.quality_threshold_ = margin(scores, self.codes_), .5
         self.corrected_labels_ = self.classes_[winner]
         return self
@@ -660,7 +686,8 @@ class Corrected(WANN):
     """
     def __init__(self, k_max=51, metric='euclidean', standardize=False, reduce=None, n_components=None, small='clamp',
             quality='embedding', engine='auto', device='auto'):
-        self.k_max, self.metric, self.standardize, self.reduce, self.n_components, self.small = k_max, metric, standardize, reduce, n_components, small
+        self.k_max, self.metric, self.standardize = k_max, metric, standardize
+        self.reduce, self.n_components, self.small = reduce, n_components, small
         self.quality, self.engine, self.device = quality, engine, device
     k_min, qualities = 11, ['embedding', 'graph']
 

@@ -18,7 +18,8 @@ from .search import Search, _sample, _share, _steps, _unit, as_rows, engines
 def _count(k, most, what):
     "`k` as an integer from 1 to `most`"
     if whole_number(k, 'k') <= most: return int(k)
-    raise NoisynbError(f'k is {k}, but {what} {most}; ' + (f'use k={most} or less' if most > 0 else 'give at least two rows'))
+    raise NoisynbError(f'k is {k}, but {what} {most}; '
+        + (f'use k={most} or less' if most > 0 else 'give at least two rows'))
 
 def _neighbors_of(n): return f'the rows that each of {n} could be next to are'
 
@@ -112,14 +113,15 @@ class NeighborGraph:
     >>> graph.indices_.tolist(), graph.distances_.tolist()
     ([[1], [0], [1]], [[1.0], [1.0], [2.0]])
     """
-    def __init__(self, k:int=51, metric:str='euclidean', engine:str='auto', device:str='auto', target_recall:float=.99, seed:int=0):
+    def __init__(self, k:int=51, metric:str='euclidean', engine:str='auto', device:str='auto', target_recall:float=.99,
+            seed:int=0):
         self.k, self.metric, self.engine, self.device = k, metric, engine, device
         self.target_recall, self.seed = target_recall, seed
 
     def fit(self,
         X, # (n, d) numbers; kept without a copy where `as_rows` makes none, and never changed
     ):
-        "Find `indices_` (n, k) int32 and `distances_` (n, k) float32, nearest first, ties by index, without the row itself"
+        "Find `indices_` (n, k) int32 and `distances_` (n, k) float32, nearest first, ties by index, without the row"
         return self._fit(self._as_rows(X))
 
     def query(self,
@@ -175,9 +177,11 @@ class NeighborGraph:
         "Raise `NoisynbError` unless this graph is of these rows and has `k` neighbours"
         X, (n, has) = self._as_rows(X), self.indices_.shape
         if X.shape != self.rows_.shape or not np.array_equal(X, self.rows_):
-            raise NoisynbError(f'the graph was fitted on {n} other rows; fit it on the {len(X)} rows (scaled the same way) '
+            raise NoisynbError(f'the graph was fitted on {n} other rows; fit it on the {len(X)} rows (scaled the same '
+                               'way) '
                                'that it is used with')
-        if k > has: raise NoisynbError(f'the graph has {has} neighbours of each row and {k} are needed; fit it with k={k}')
+        if k > has:
+            raise NoisynbError(f'the graph has {has} neighbours of each row and {k} are needed; fit it with k={k}')
         return self
 
     def state(self)->dict:
@@ -187,8 +191,9 @@ class NeighborGraph:
     @classmethod
     def from_state(cls, state):
         "The graph that `state` came from"
-        graph, (n, k), near = cls(**{o: state[o] for o in cls()._options()}), state['indices'].shape, state['indices']
-        fit = state['distances'].shape == (n, k) and len(state['rows']) == n and k and near.min() >= 0 and near.max() < n
+        graph, near = cls(**{o: state[o] for o in cls()._options()}), state['indices']
+        (n, k), distances = near.shape, state['distances']
+        fit = distances.shape == (n, k) and len(state['rows']) == n and k and near.min() >= 0 and near.max() < n
         if not fit: raise NoisynbError('the arrays of a neighbour graph do not fit together; fit it again')
         graph._hold(as_rows(state['rows']))
         graph.distances_, graph.indices_ = state['distances'], near
@@ -254,7 +259,8 @@ class NeighborGraph:
     def _near(self, Q, k, own=None, exact=False):
         if self._search is None:
             most = min(self.k, len(self.rows_) - 1)
-            self._search = Search(self.rows_, *pick_engine(self.engine, self.device), most, self.target_recall, self.seed)
+            self._search = Search(self.rows_, *pick_engine(self.engine, self.device), most, self.target_recall,
+                self.seed)
         D, I = self._search.nearest(Q, k, own, self._search.certain if exact else None)
         return self._measure(D), I
 
@@ -265,7 +271,8 @@ class NeighborGraph:
         X = as_rows(X, name, d)
         return _unit(X, name) if self.metric == 'cosine' else X
 
-    def _options(self): return {o: getattr(self, o) for o in ('k', 'metric', 'engine', 'device', 'target_recall', 'seed')}
+    def _options(self):
+        return {o: getattr(self, o) for o in ('k', 'metric', 'engine', 'device', 'target_recall', 'seed')}
 
     def __repr__(self): return f'{type(self).__name__}({", ".join(f"{o}={v!r}" for o, v in self._options().items())})'
 

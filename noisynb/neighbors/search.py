@@ -33,13 +33,18 @@ def as_rows(
 )->np.ndarray: # float32 or float64, contiguous; `X` itself if it is that already
     "Rows that have distances; `NoisynbError` names the first that has none"
     X = np.asarray(X)
-    if X.ndim != 2 or X.shape[1] == 0: raise NoisynbError(f'{name} has shape {X.shape}; give one row of numbers per example: (n, d)')
+    if X.ndim != 2 or X.shape[1] == 0:
+        raise NoisynbError(f'{name} has shape {X.shape}; give one row of numbers per example: (n, d)')
     if X.dtype.kind not in 'biuf': raise NoisynbError(f'{name} holds {X.dtype}, which has no distances; give numbers')
-    if d and X.shape[1] != d: raise NoisynbError(f'{name} has {X.shape[1]} columns, but the graph was fitted on {d}; take both from the same embedding')
+    if d and X.shape[1] != d:
+        raise NoisynbError(f'{name} has {X.shape[1]} columns, but the graph was fitted on {d}; take both from the same '
+                           'embedding')
     X = np.ascontiguousarray(X, np.float32 if np.can_cast(X.dtype, np.float32) else np.float64)
     for b in _steps(len(X), 2**22//X.shape[1]):
         bad = ~(np.abs(X[b]) <= 1e15).all(1)
-        if bad.any(): raise NoisynbError(f'{name}: row {b.start + bad.argmax()} holds NaN, infinity or a number beyond 1e15; drop the row or mend the embedding')
+        if bad.any():
+            raise NoisynbError(f'{name}: row {b.start + bad.argmax()} holds NaN, infinity or a number beyond 1e15; '
+                               'drop the row or mend the embedding')
     return X
 
 # %% ../../nbs/07_neighbors/00_search.ipynb #8cbcf4fd
@@ -48,7 +53,9 @@ def _unit(X, name='X'):
     out = np.empty(X.shape, np.float32)
     for b in _steps(len(X), 2**20//X.shape[1] + 1):
         top = np.abs(X[b]).max(1, keepdims=True).astype(np.float64)
-        if not top.all(): raise NoisynbError(f"{name}: row {b.start + (top == 0).argmax()} is all zeros and has no direction; drop it or use metric='euclidean'")
+        if not top.all():
+            raise NoisynbError(f"{name}: row {b.start + (top == 0).argmax()} is all zeros and has no direction; drop "
+                               "it or use metric='euclidean'")
         rows = X[b]/top
         out[b] = rows/np.sqrt((rows*rows).sum(1, keepdims=True))
     return out
@@ -76,7 +83,7 @@ def _shrink(rows, shift, scale):
 U = 2.**-24 # half a unit in the last place of float32
 
 def _floor(L, size, d, loose):
-    "What the squared distance of a row beyond a shortlist can't be below; `loose` is the relative error of products coarser than float32"
+    "Lower bound of the squared distance of a row beyond a shortlist; `loose`: relative error of coarse products"
     L = np.maximum(L.astype(np.float64), 0)
     bound = L - ((d + 8)*U + loose)*(2*size + np.sqrt(L))**2 - d*1e-28
     return np.where((size < 1e15) & (L < 1e37), bound, -np.inf)
@@ -85,13 +92,15 @@ def _floor(L, size, d, loose):
 def _settle(engine, rows, Q, S, I, L, k, scale, whole=False):
     """Put shortlists `I` (m, K) in order, by (distance, index).
 
-    `Q` (m, d) are the queries and `S` the same in the frame of the engine; `L` (m,) is the last float32 distance on each list, None
-    if nothing is claimed about other rows; `whole` says that a list holds all rows. -> the first k, their squared distances (m, k), and
+    `Q` (m, d) are the queries and `S` the same in the frame of the engine; `L` (m,) is the last float32 distance
+    on each list, None if nothing is claimed about other rows; `whole` says that a list holds all rows.
+    -> the first k, their squared distances (m, k), and
     which of the m are certain"""
     V, d = engine.direct(S, I), Q.shape[1]
     size = np.sqrt(np.einsum('ij,ij->i', S, S, dtype=np.float64))
     with np.errstate(invalid='ignore', over='ignore'):
-        E = (engine.error + 4*U)*V + 5*U*np.sqrt(V)*size[:, None] + (9*U*U*size*size + d*1e-28)[:, None] # differences; rounding of `S`
+        E = (engine.error + 4*U)*V + 5*U*np.sqrt(V)*size[:, None] + (9*U*U*size*size + d*1e-28)[:,
+            None] # differences; rounding of `S`
         V[I < 0], E[I < 0] = np.inf, 0 # empty places
         high, low = np.maximum.accumulate(V + E, 1), np.minimum.accumulate((V - E)[:, ::-1], 1)[:, ::-1]
         beyond = np.full(len(I), np.inf) if L is None else _floor(L, size, d, engine.loose)
@@ -151,7 +160,8 @@ class _Torch:
 
     def __init__(self, S, device):
         import torch
-        self.S, self.device, self.error = torch.from_numpy(S if S.flags.writeable else S.copy()).to(device), device, (S.shape[1] + 8)*2.**-52
+        self.S, self.device, self.error = torch.from_numpy(S if S.flags.writeable
+            else S.copy()).to(device), device, (S.shape[1] + 8)*2.**-52
         self.rows, self.cells = (1024, 2**24) if device == 'cpu' else (2**13, 2**28)
         own = (torch.backends.mkldnn if device == 'cpu' else torch.backends.cuda).matmul.fp32_precision
         mode = own if own != 'none' else torch.backends.fp32_precision
@@ -178,7 +188,8 @@ class _Torch:
     def direct(self, Q, I):
         import torch
         with torch.inference_mode():
-            q, at, out = torch.from_numpy(Q).to(self.device).double(), torch.from_numpy(I).to(self.device), np.empty(I.shape)
+            q, at = torch.from_numpy(Q).to(self.device).double(), torch.from_numpy(I).to(self.device)
+            out = np.empty(I.shape)
             for b in _steps(len(q), self.cells//(8*I.shape[1]*q.shape[1]) + 1):
                 out[b] = (self.S[at[b]].double() - q[b, None]).square().sum(-1).cpu().numpy()
             return out
@@ -201,7 +212,8 @@ class _Hnsw(_Faiss):
         super().__init__(S)
         import faiss
         self.index, self.most = faiss.IndexHNSWFlat(S.shape[1], 32), len(S)
-        same = tuple(map(int, re.findall(r'\d+', faiss.__version__)[:3])) >= (1, 15, 1) # there the links don't depend on the number of threads
+        same = tuple(map(int, re.findall(r'\d+', faiss.__version__)[:3])) >= (1, 15,
+            1) # there the links don't depend on the number of threads
         with _threads(faiss.omp_get_max_threads() if same else 1): self.index.add(S)
 
     def effort(self, e): self.index.hnsw.efSearch = e
@@ -219,7 +231,8 @@ class _Ivf(_Faiss):
         n, d = S.shape
         self.most = int(max(1, min(3*np.sqrt(n), n//39)))
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, self.most)
-        self.index.cp.seed, self.index.cp.max_points_per_centroid = int(generator(seed, 'neighbors/ivf').integers(2**31)), 50
+        self.index.cp.seed, self.index.cp.max_points_per_centroid = int(generator(seed,
+            'neighbors/ivf').integers(2**31)), 50
         with _threads(1): # products round as threads share them, and a cell may hang on it
             self.index.train(S)
             self.index.add(S)
@@ -236,13 +249,14 @@ def _sample(n, size, seed): return np.sort(generator(seed, 'neighbors/sample').c
 def _share(found, truth): return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth)]))
 
 def _tune(engine, k, target, seed):
-    "Raise the effort of an approximate engine until a sample finds its true neighbours, a little more than `target` of them"
+    "Raise the effort of an approximate engine until a sample finds `target` of its true neighbours, or a little more"
     ids, effort = _sample(len(engine.S), 400, seed), engine.start
     own = engine.S[ids]
     truth = _without(_Faiss.shortlist(engine, own, k + 1)[0], ids)
     while True:
         engine.effort(effort)
-        if effort >= engine.most or _share(engine.shortlist(own, k + 1 + PAD)[0], truth) >= target + (1 - target)/4: return
+        if effort >= engine.most or _share(engine.shortlist(own, k + 1 + PAD)[0], truth) >= target + (1 - target)/4:
+            return
         effort = min(effort + (effort + 1)//2, engine.most)
 
 # %% ../../nbs/07_neighbors/00_search.ipynb #5cf8aef2
@@ -275,7 +289,8 @@ class Search:
     ):
         self.rows, (self.shift, self.scale) = rows, _frame(rows)
         S = _shrink(rows, self.shift, self.scale)
-        make = dict(faiss=lambda: _Faiss(S), torch=lambda: _Torch(S, device), hnsw=lambda: _Hnsw(S), ivf=lambda: _Ivf(S, seed))
+        make = dict(faiss=lambda: _Faiss(S), torch=lambda: _Torch(S, device), hnsw=lambda: _Hnsw(S),
+            ivf=lambda: _Ivf(S, seed))
         self.engine = make[engine]()
         self.certain = self.engine if self.engine.exact else _Faiss(S)
         if not self.engine.exact: _tune(self.engine, k, target, seed)

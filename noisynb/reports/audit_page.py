@@ -36,7 +36,8 @@ def _quality(q): return f'{q:.3f}' if q >= .001 else '< 0.001'
 def title(found:Audit)->Block:
     "The heading and one sentence"
     r, name = found.record, _shown(data_name(found.subject.name))
-    about = (f'{method_name(r["method"])} ({methods[r["method"]].about}) judged the label of each image. A flagged label '
+    about = (f'{method_name(r["method"])} ({methods[r["method"]].about}) judged the label of each image. A flagged '
+             'label '
              'is more likely wrong than right, as far as the method can tell; a person should look at it.')
     return opening(f'{name}: {r["n_flagged"]:,} of {r["n_labels"]:,} labels are flagged', about + _origin(r))
 

@@ -441,14 +441,14 @@ def dead_links(
                 elif not value.startswith('data:'): links.append((page, tag[1].lower(), value))
         names[page] = ids
         faults += [f'{page}: {n} elements are called {name}' for name, n in ids.items() if n > 1]
-    for page, tag, link in links:
-        if re.match(r'[\w+.-]+:|//', link):
-            if tag != 'a': faults.append(f'{page}: <{tag}> loads {link}')
+    for page, tag, to in links:
+        if re.match(r'[\w+.-]+:|//', to):
+            if tag != 'a': faults.append(f'{page}: <{tag}> loads {to}')
             continue
-        path, _, part = link.partition('#')
+        path, _, part = to.partition('#')
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(path))) if path else page
-        if target not in names and not (folder/target).is_file(): faults.append(f'{page}: {link}')
-        elif part and unquote(part) not in names.get(target, {}): faults.append(f'{page}: {link} (there is no #{part})')
+        if target not in names and not (folder/target).is_file(): faults.append(f'{page}: {to}')
+        elif part and unquote(part) not in names.get(target, {}): faults.append(f'{page}: {to} (there is no #{part})')
     return faults
 
 # %% ../../nbs/20_reports/09_book.ipynb #af56b620

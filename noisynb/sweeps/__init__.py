@@ -24,9 +24,12 @@ def _time(
 )->str:
     "A moment as records write it"
     try: t = datetime.fromisoformat(since)
-    except (TypeError, ValueError): raise NoisynbError(f"since is {since!r}; give a day or a moment, such as '2026-01-31' or '2026-01-31T12:00'") from None
+    except (TypeError, ValueError):
+        examples = "such as '2026-01-31' or '2026-01-31T12:00'"
+        raise NoisynbError(f'since is {since!r}; give a day or a moment, {examples}') from None
     t = t.astimezone(timezone.utc) if t.tzinfo else t.replace(tzinfo=timezone.utc)
-    if t > (now := datetime.now(timezone.utc)): raise NoisynbError(f'since is {since!r}, which is still to come; give a time before {now.isoformat()[:16]} UTC')
+    if t > (now := datetime.now(timezone.utc)):
+        raise NoisynbError(f'since is {since!r}, which is still to come; give a time before {now.isoformat()[:16]} UTC')
     return t.isoformat(timespec='seconds')
 
 def finished(
@@ -44,13 +47,14 @@ patience = 120 # seconds without a sign of life after which another machine is t
 def _here():
     "A name for this machine that says nothing about it"
     parts = [platform.node()]
-    for path, read in ('/proc/sys/kernel/random/boot_id', lambda p: Path(p).read_text()), ('/proc/self/ns/pid', os.readlink):
+    for path, read in ('/proc/sys/kernel/random/boot_id', lambda p: Path(p).read_text()), ('/proc/self/ns/pid',
+            os.readlink):
         try: parts.append(read(path))
         except OSError: pass
     return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]
 
 def _started(pid):
-    "When a process began: in ticks since the machine was started, which no step of the clock changes, where the system says"
+    "When a process began, in ticks since the machine was started, which no step of the clock changes; where known"
     import psutil
     try: return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19])
     except (OSError, ValueError, IndexError): return psutil.Process(pid).create_time()
@@ -72,10 +76,14 @@ class Ledger:
         "Make the folders"
         for f in self.claims, self.failures:
             try: f.mkdir(parents=True, exist_ok=True)
-            except OSError as e: raise NoisynbError(f'cannot write to {self.folder.parent} ({e.strerror}); choose another folder with -o') from e
+            except OSError as e:
+                raise NoisynbError(f'cannot write to {self.folder.parent} ({e.strerror}); choose another folder with '
+                                   '-o') from e
         return self
 
-    def _held(self, key): return sorted((p for p in self.claims.glob(f'{key}.*') if p.stem == key and p.suffix[1:].isdecimal()), key=lambda p: int(p.suffix[1:]))
+    def _held(self, key):
+        return sorted((p for p in self.claims.glob(f'{key}.*') if p.stem == key and p.suffix[1:].isdecimal()),
+            key=lambda p: int(p.suffix[1:]))
 
     def _who(self, pid):
         return json.dumps(dict(host=self.host, pid=pid, started=_started(pid)))
@@ -133,13 +141,15 @@ class Ledger:
         return found if isinstance(found, dict) and 'message' in found else None
 
     def fail(self, job, message, log, seconds):
-        atomic_write(self.failures/f'{job.key}.json', json.dumps(dict(run=repr(job), command=shlex.join(['noisynb', *job.words(job.path.name)]), message=message, seconds=seconds, log=log[-20_000:]), indent=1))
+        atomic_write(self.failures/f'{job.key}.json', json.dumps(dict(run=repr(job), command=shlex.join(['noisynb',
+            *job.words(job.path.name)]), message=message, seconds=seconds, log=log[-20_000:]), indent=1))
 
     def forgive(self, key): (self.failures/f'{key}.json').unlink(missing_ok=True)
 
     def note(self, job, seconds, node):
         "Remember how long a run took"
-        with open(self.log, 'a') as f: f.write(json.dumps(dict(key=job.key, alike=_alike(job), seconds=round(seconds, 2), node=node)) + '\n')
+        with open(self.log, 'a') as f:
+            f.write(json.dumps(dict(key=job.key, alike=_alike(job), seconds=round(seconds, 2), node=node)) + '\n')
 
     def times(self):
         "(what is alike, seconds) of all runs so far"
@@ -155,7 +165,9 @@ class Ledger:
 # %% ../../nbs/18_sweeps/02_sweeps.ipynb #9d407cad
 def _alike(job):
     "From the narrowest group of runs that take about the same time to the widest"
-    return [json.dumps([job.config.settled[k] for k in names]) for names in (('method', 'dataset', 'embedding', 'n_train', 'epochs', 'time_budget', 'options'), ('method', 'dataset'), ('method',), ())]
+    return [json.dumps([job.config.settled[k] for k in names])
+        for names in (('method', 'dataset', 'embedding', 'n_train', 'epochs', 'time_budget', 'options'),
+        ('method', 'dataset'), ('method',), ())]
 
 class Estimate:
     "Time left, from what similar runs took"
@@ -186,7 +198,8 @@ def _message(status, text):
     "The line that says why a run failed"
     lines = [l for l in re.sub(r'\x1b\[[0-9;]*m', '', text).splitlines() if l.strip()]
     own = next((l.removeprefix('noisynb: ') for l in reversed(lines) if l.startswith('noisynb: ')), None)
-    return own or (f'killed by signal {-status} (out of memory?)' if status < 0 else lines[-1] if lines else f'ended with status {status}')
+    return own or (f'killed by signal {-status} (out of memory?)' if status < 0 else lines[-1] if lines
+        else f'ended with status {status}')
 
 def _next(todo, running, warm, engine):
     "The place in `todo` of the job to begin: one that need not wait for what another is computing, if there is one"
@@ -206,7 +219,8 @@ class Outcome:
 
     def __repr__(self):
         rest = self.total - self.before - self.done - len(self.failed)
-        parts = [f'{self.total:,} runs', f'{self.before:,} finished before', f'{self.done:,} now', f'{len(self.failed):,} failed'] + [f'{rest:,} left']*bool(rest)
+        parts = [f'{self.total:,} runs', f'{self.before:,} finished before', f'{self.done:,} now',
+            f'{len(self.failed):,} failed'] + [f'{rest:,} left']*bool(rest)
         return '; '.join(parts)
 
 # %% ../../nbs/18_sweeps/02_sweeps.ipynb #40abf9c2
@@ -214,10 +228,12 @@ class _Sweep:
     "The books of one sweep"
     def __init__(self, jobs, out, engine, retry, since, say):
         self.jobs, self.engine, self.since, self.say, self.ledger = jobs, engine, since, say, Ledger(out).open()
-        self.todo, self.begun, self.others = [j for j in jobs if not finished(j, since)], {}, [] # others: held by another sweep
+        self.todo, self.begun, self.others = [j for j in jobs
+            if not finished(j, since)], {}, [] # others: held by another sweep
         self.estimate, self.warm, self.beat = Estimate(self.ledger.times()), set(), 0.
         self.result = Outcome(len(jobs), len(jobs) - len(self.todo))
-        self.lost = set() if retry else {j for j in self.todo if self.ledger.failed(j.key)} # failed earlier, and not done again
+        self.lost = set() if retry else {j for j in self.todo
+            if self.ledger.failed(j.key)} # failed earlier, and not done again
         for j in self.todo:
             engine.check(j)
             if retry: self.ledger.forgive(j.key)
@@ -228,7 +244,9 @@ class _Sweep:
         if i is None: return False
         job = self.todo.pop(i)
         if not self.ledger.claim(job.key): self.others.append(job)
-        elif finished(job, self.since) or self.ledger.failed(job.key): self.ledger.release(job.key); self.tell(job) # meanwhile, or earlier
+        elif finished(job, self.since) or self.ledger.failed(job.key):
+            self.ledger.release(job.key)
+            self.tell(job) # meanwhile, or earlier
         else:
             self.begun[job] = time.monotonic()
             pid = self.engine.start(job)
@@ -238,7 +256,9 @@ class _Sweep:
     def end(self):
         "Write down what ended"
         for job, status, text, seconds, node in self.engine.done():
-            if not status and finished(job): self.ledger.note(job, seconds, node); self.estimate.add(_alike(job), seconds)
+            if not status and finished(job):
+                self.ledger.note(job, seconds, node)
+                self.estimate.add(_alike(job), seconds)
             else: self.ledger.fail(job, _message(status, text), text, seconds)
             self.ledger.release(job.key)
             self.warm.add(job.shared)
@@ -247,19 +267,24 @@ class _Sweep:
 
     def tell(self, job, seconds=None):
         "Count a run that is finished or failed, and say so"
-        failure = None if finished(job, self.since) else self.ledger.failed(job.key) or dict(message='its files are gone')
+        failure = None
+        if not finished(job, self.since): failure = self.ledger.failed(job.key) or dict(message='its files are gone')
         if failure: self.result.failed.append((job, failure['message']))
         else: self.result.done += 1
         now, r = time.monotonic(), self.result
-        left = self.estimate.left([j for j in self.todo + self.others if j not in self.lost], [(j, now - t) for j, t in self.begun.items()], self.engine.lanes)
+        left = self.estimate.left([j for j in self.todo + self.others if j not in self.lost],
+            [(j, now - t) for j, t in self.begun.items()], self.engine.lanes)
         accuracy = None if failure else read_record(job.path).get('test_accuracy')
         said = f'FAILED: {failure["message"]}' if failure else 'not tested' if accuracy is None else f'{accuracy:.1%}'
-        self.say(f'{r.before + r.done + len(r.failed):,}/{r.total:,}  {job}: {said}' + (f' ({show.seconds(seconds)})' if seconds else '') + (f'; {show.seconds(left)} left' if left else ''))
+        self.say(f'{r.before + r.done + len(r.failed):,}/{r.total:,}  {job}: {said}'
+            + (f' ({show.seconds(seconds)})' if seconds else '') + (f'; {show.seconds(left)} left' if left else ''))
 
     def run(self):
         while self.todo or self.begun or self.others:
             self.end()
-            if time.monotonic() - self.beat > patience/8: self.beat = time.monotonic(); self.ledger.beat([j.key for j in self.begun])
+            if time.monotonic() - self.beat > patience/8:
+                self.beat = time.monotonic()
+                self.ledger.beat([j.key for j in self.begun])
             if not self.todo: # see what became of the runs of another sweep
                 free = [j for j in self.others if not self.ledger.busy(j.key)]
                 self.todo, self.others = free, [j for j in self.others if j not in free]
@@ -360,7 +385,10 @@ def survey(grid, out='reports', pages:str=None, since:str=None)->Table:
         bad = [j for j in todo if ledger.failed(j.key)]
         todo = [j for j in todo if j not in bad]
         left, every = estimate.left(todo, [], 1), every + todo
-        rows.append({'method': method, 'data set': data, 'runs': len(jobs), 'finished': len(jobs) - len(todo) - len(bad), 'failed': len(bad), 'to do': len(todo), 'time': show.seconds(left) if left else '?'*bool(todo)})
+        rows.append({'method': method, 'data set': data, 'runs': len(jobs),
+            'finished': len(jobs) - len(todo) - len(bad), 'failed': len(bad), 'to do': len(todo),
+            'time': show.seconds(left) if left else '?'*bool(todo)})
     total = {k: sum(r[k] for r in rows) for k in ('runs', 'finished', 'failed', 'to do')}
     left = estimate.left(every, [], 1)
-    return Table(rows + [{'method': 'all', 'data set': ''} | total | {'time': show.seconds(left) if left else '?'*bool(every)}])
+    return Table(rows + [{'method': 'all', 'data set': ''} | total
+        | {'time': show.seconds(left) if left else '?'*bool(every)}])

@@ -16,7 +16,9 @@ def cards()->list: # names, as in CUDA_VISIBLE_DEVICES
     "The graphics cards of this machine that we may use"
     seen = os.environ.get('CUDA_VISIBLE_DEVICES')
     if seen is not None: return [d.strip() for d in seen.split(',') if d.strip() not in ('', '-1')]
-    try: out = subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'], capture_output=True, text=True, timeout=30, check=True).stdout
+    try:
+        out = subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'], capture_output=True,
+            text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError): return []
     return out.split()
 
@@ -24,7 +26,9 @@ def gibibytes()->float:
     "Memory that is free for runs"
     import psutil
     free = [psutil.virtual_memory().available]
-    try: free.append(int(Path('/sys/fs/cgroup/memory.max').read_text()) - int(Path('/sys/fs/cgroup/memory.current').read_text()))
+    try:
+        limit, used = (int(Path(f'/sys/fs/cgroup/memory.{x}').read_text()) for x in ('max', 'current'))
+        free.append(limit - used)
     except (OSError, ValueError): pass # no limit
     return min(free)/2**30
 
@@ -37,7 +41,8 @@ def environment(
     devices:str=None, # the cards that the run may see; None for as it is
 )->dict:
     "What the environment of a run has of its own: as many threads as cores, and its cards"
-    return dict.fromkeys(threads_of, str(max(1, int(job.share['cpus'])))) | ({} if devices is None else dict(CUDA_VISIBLE_DEVICES=devices))
+    return dict.fromkeys(threads_of, str(max(1, int(job.share['cpus'])))) | ({} if devices is None
+        else dict(CUDA_VISIBLE_DEVICES=devices))
 
 def end(
     process, # subprocess.Popen
@@ -86,13 +91,17 @@ class Local:
 
     def check(self, job):
         "Refuse a run that could never begin"
-        if self.wants(job) > len(self.cards): raise NoisynbError(f'{job} asks for {self.wants(job):g} graphics cards and there are {len(self.cards)}; lower gpus')
+        if self.wants(job) > len(self.cards):
+            raise NoisynbError(f'{job} asks for {self.wants(job):g} graphics cards and there are {len(self.cards)}; '
+                               'lower gpus')
 
     def room(self, job)->bool:
         "Whether a run fits beside those that run; one alone always does"
         used = lambda k: sum(j.share[k] for j, *_ in self.running.values())
         if not self.running: return True
-        return used('cpus') + job.share['cpus'] <= self.cpus + 1e-9 and used('memory') + job.share['memory'] <= self.memory and self._give(self.wants(job)) is not None
+        fits = lambda key, most: used(key) + job.share[key] <= most
+        free = fits('cpus', self.cpus + 1e-9) and fits('memory', self.memory)
+        return free and self._give(self.wants(job)) is not None
 
     def start(self, job):
         "Begin a run; -> number of its process"
@@ -100,7 +109,8 @@ class Local:
         for d, size in given: self.cards[d] -= size
         log = open(Path(self.logs.name)/job.key, 'w+', errors='replace')
         devices = ','.join(d for d, _ in given) if self.cards else None
-        p = subprocess.Popen([*self.command, *job.words(job.path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+        p = subprocess.Popen([*self.command, *job.words(job.path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=log,
             env=os.environ | environment(job, devices), start_new_session=True)
         self.running[p] = job, log, given, time.monotonic()
         return p.pid
@@ -139,7 +149,8 @@ def remote(
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='noisynb-') as aside:
         try:
-            p = subprocess.run([*(command or command_line), *words], cwd=folder or aside, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            p = subprocess.run([*(command or command_line), *words], cwd=folder or aside, env=os.environ | own,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE, text=True, errors='replace', timeout=minutes and 60*minutes)
             status, said = p.returncode, p.stderr
         except subprocess.TimeoutExpired: status, said = 1, f'noisynb: stopped after {minutes:g} minutes\n'
@@ -157,10 +168,13 @@ class Ray:
         os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
         self.ray, self.shared, self.command, self.running = require('ray', 'sweep'), shared, command, {}
         try:
-            if at := re.fullmatch(r'(?:\w+://)?(.+):(\d+)', address): socket.create_connection(at.groups(), 20).close() # Ray would try for minutes
-            if not self.ray.is_initialized(): self.ray.init(address=address, log_to_driver=True, logging_level='WARNING')
+            if at := re.fullmatch(r'(?:\w+://)?(.+):(\d+)', address):
+                socket.create_connection(at.groups(), 20).close() # Ray would try for minutes
+            if not self.ray.is_initialized():
+                self.ray.init(address=address, log_to_driver=True, logging_level='WARNING')
         except (OSError, RuntimeError, ValueError) as e:
-            raise NoisynbError(f'no Ray cluster answers at {address!r} ({str(e).splitlines()[0]}); start one with `ray start --head`, or give --address') from e
+            raise NoisynbError(f'no Ray cluster answers at {address!r} ({str(e).splitlines()[0]}); start one with `ray '
+                               'start --head`, or give --address') from e
         self.task = self.ray.remote(max_retries=retries)(remote)
 
     def check(self, job): "Nodes may come later, so nothing is refused"
@@ -180,14 +194,18 @@ class Ray:
         gpus = s['gpus'] if s['gpus'] is not None else float(self._have('GPU') > 0 and job.config.device != 'cpu')
         task = self.task.options(num_cpus=s['cpus'], num_gpus=gpus, memory=int(s['memory']*2**30), name=repr(job))
         words = job.words(job.path.resolve() if self.shared else Path('reports')/name)
-        self.running[task.remote(words, environment(job, None if gpus else ''), str(Path.cwd()) if self.shared else None, s['minutes'], self.command)] = job
+        self.running[task.remote(words, environment(job, None if gpus else ''),
+            str(Path.cwd()) if self.shared else None, s['minutes'], self.command)] = job
 
     def done(self):
         "Runs that ended since the last call: (job, exit status, what they said, seconds, node)"
-        for ref in self.ray.wait(list(self.running), num_returns=len(self.running), timeout=.05)[0] if self.running else ():
+        for ref in self.ray.wait(list(self.running), num_returns=len(self.running),
+                timeout=.05)[0] if self.running else ():
             job = self.running.pop(ref)
             try: status, said, files, seconds, node = self.ray.get(ref)
-            except self.ray.exceptions.RayError as e: status, said, files, seconds, node = 1, f'noisynb: the cluster lost the run: {" ".join(str(e).split())}\n', {}, None, ''
+            except self.ray.exceptions.RayError as e:
+                said = f'noisynb: the cluster lost the run: {" ".join(str(e).split())}\n'
+                status, files, seconds, node = 1, {}, None, ''
             for ending in ('.json', '.html', '.ipynb'):
                 if ending in files: atomic_write(job.path.with_suffix(ending), files[ending])
             yield job, status, said, seconds, node

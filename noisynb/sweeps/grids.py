@@ -17,7 +17,8 @@ from ..disk import portable, read_json
 from ..experiment import Config, defaults
 
 # %% ../../nbs/18_sweeps/00_grids.ipynb #41d8b620
-share = dict(cpus=1, gpus=None, memory=1.5, minutes=None) # of a machine: cores, graphics cards, GiB, and when to give up
+share = dict(cpus=1, gpus=None, memory=1.5,
+    minutes=None) # of a machine: cores, graphics cards, GiB, and when to give up
 _limits = dict(cpus=dict(low=1, whole=True), gpus={}, memory=dict(above=True), minutes=dict(above=True))
 
 # %% ../../nbs/18_sweeps/00_grids.ipynb #3e9c18d2
@@ -32,7 +33,8 @@ def _combinations(
         values = values if isinstance(values, list) else [values]
         if not values: raise NoisynbError(f'{where}: {name} is an empty list; give a value, or leave {name} out')
         if name in known: axes.append([{name: v} for v in values])
-        elif all(isinstance(v, dict) for v in values): axes.append([c for v in values for c in _combinations(v, known, f'{where}.{name}')])
+        elif all(isinstance(v, dict) for v in values):
+            axes.append([c for v in values for c in _combinations(v, known, f'{where}.{name}')])
         else: raise unknown(f'parameter in {where}', name, known)
     for parts in product(*axes):
         names = [n for p in parts for n in p]
@@ -62,7 +64,8 @@ def expand(
         if name not in sections: raise unknown('section of a grid', name, sections)
     tables = lambda name: grid[name] if isinstance(grid.get(name), list) else [grid[name]] if name in grid else []
     base, runs = defaults | share, []
-    changes = [_Rule(f'set {i}', t.get('where', {}), {k: v for k, v in t.items() if k != 'where'}, base) for i, t in enumerate(tables('set'), 1)]
+    changes = [_Rule(f'set {i}', t.get('where', {}), {k: v for k, v in t.items() if k != 'where'}, base) for i,
+        t in enumerate(tables('set'), 1)]
     left_out = [_Rule(f'exclude {i}', t, {}, base) for i, t in enumerate(tables('exclude'), 1)]
     for section in 'grid', 'include':
         for row in (base | r for t in tables(section) for r in _combinations(t, base, section)):
@@ -70,7 +73,8 @@ def expand(
                 if rule.fits(row): row = row | rule.new
             if section == 'include' or not any([rule.fits(row) for rule in left_out]): runs.append(row)
     for rule in changes + left_out:
-        if not rule.used: raise NoisynbError(f'{rule.name} ({rule.where}) fits no run of the grid; mend its values or take it out')
+        if not rule.used:
+            raise NoisynbError(f'{rule.name} ({rule.where}) fits no run of the grid; mend its values or take it out')
     if not runs: raise NoisynbError('the grid has no runs; give a section [grid] with lists of values')
     pairs = [(Config(**{k: r[k] for k in defaults}), {k: r[k] for k in share}) for r in runs]
     return list({c.key: (c, part) for c, part in pairs}.values())
@@ -137,7 +141,8 @@ def read_grid(
     except (OSError, ValueError, RecursionError) as e:
         raise NoisynbError(f'{path} cannot be read as a grid: {str(e)[:200] or type(e).__name__}') from None
     except yaml.YAMLError as e: raise NoisynbError(f'{path} is not YAML or JSON: {" ".join(str(e).split())}') from None
-    if not isinstance(found, dict): raise NoisynbError(f'{path} holds no grid; write a section [grid] with lists of values')
+    if not isinstance(found, dict):
+        raise NoisynbError(f'{path} holds no grid; write a section [grid] with lists of values')
     return found
 
 def plan(
@@ -164,9 +169,12 @@ def plan(
             mine = getattr(j.config, k)
             other = typed.setdefault(portable(mine), mine)
             if other != mine:
-                raise NoisynbError(f'{mine} and {other} have the same name, so that their reports would be mixed up; rename one')
+                raise NoisynbError(f'{mine} and {other} have the same name, so that their reports would be mixed up; '
+                                   'rename one')
         paths[j.path].append(j)
-    if pages == 'first': paths = {path: [replace(j, pages=j.config.seed == first[j.alike]) for j in same] for path, same in paths.items()}
+    if pages == 'first':
+        paths = {path: [replace(j, pages=j.config.seed == first[j.alike]) for j in same] for path,
+            same in paths.items()}
     def own(job): # a name that no other configuration has
         path, there = job.path, read_record(job.path)
         alone = len(paths[path]) == 1 and (not there or made_by(there) == job.key)

@@ -19,7 +19,8 @@ from ...disk import cache_folder
 from ...neighbors import NeighborGraph
 from ...networks import Trunk
 from ...losses import make_loss
-from ...training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint, resume, sgd, write_checkpoint
+from ...training import FileSet, ImageSet, Schedule, State, evaluate, layer_chance, one_pass, read_checkpoint
+from ...training import resume, sgd, write_checkpoint
 from ..images import ImageMethod, in_epochs, option_loss
 from .early import believe
 from .echomod import echo_cache
@@ -41,7 +42,8 @@ def group_weights(
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #f994da5b
 class _Weighted:
     "A loss in which rows count differently"
-    def __init__(self, loss, weights): self.loss, self.weights, self.batch, self.penalty = loss, weights, loss.batch, loss.penalty
+    def __init__(self, loss, weights):
+        self.loss, self.weights, self.batch, self.penalty = loss, weights, loss.batch, loss.penalty
     def __call__(self, logits, codes, rows): return self.weights[rows]*self.loss(logits, codes, rows)
 
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #00f8b89d
@@ -73,7 +75,8 @@ def trusted(
     others[rows, codes] = -1
     own = votes[rows, codes]
     score = own - 1e-6*np.argsort(np.argsort(losses, kind='stable'))/len(codes)
-    return believe(score, codes, n_classes, share) & (own >= others.max(1)) | believe(score, codes, n_classes, min(least, share))
+    return believe(score, codes, n_classes, share) & (own >= others.max(1)) | believe(score, codes, n_classes,
+        min(least, share))
 
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #4b128c25
 clip = 'timm:vit_base_patch32_clip_224.laion2b'
@@ -232,7 +235,8 @@ def choose(
 # %% ../../../nbs/14_methods/24_echoalign/05_echoalign.ipynb #ad815e36
 class _Both:
     "Two sets of images as one, read as they are asked for"
-    def __init__(self, first, second): self.first, self.second, self.shape = first, second, (len(first) + len(second), *first.shape[1:])
+    def __init__(self, first, second):
+        self.first, self.second, self.shape = first, second, (len(first) + len(second), *first.shape[1:])
     def __len__(self): return self.shape[0]
 
     def __getitem__(self, rows):
@@ -332,23 +336,30 @@ class EchoAlign(ImageMethod):
     milestones: tuple = option(None, "Shares of the run at which the schedule 'step' goes down.")
     finetune: float = option(None, 'Share of the run, at its end, on originals alone; 0 for none.', high=.9)
     echomod: str = option(None, 'The generator of echoes.', choices=echomods)
-    echo_epochs: int = option(None, 'Epochs of a generator that is trained here; never more than `epochs`.', low=1, whole=True)
+    echo_epochs: int = option(None, 'Epochs of a generator that is trained here; never more than `epochs`.', low=1,
+        whole=True)
     echomod_options: dict|None = option(None, 'Options of the generator, for `make_echomod`.')
     echoes: str|None = option(None, 'Folder that keeps the echoes; None for one beside the checkpoint, or memory.')
-    class_names: list|None = option(None, 'Names in the order of the sorted labels, for a generator that reads; None for the labels.')
-    select: str = option('echo', "What chooses originals: likeness to the 'echo', or small mean 'loss' in the first early network.",
+    class_names: list|None = option(None,
+        'Names in the order of the sorted labels, for a generator that reads; None for the labels.')
+    select: str = option('echo',
+        "What chooses originals: likeness to the 'echo', or small mean 'loss' in the first early network.",
         choices=('echo', 'loss'))
     noise_rate: float|None = option(None, "Share of wrong labels; only for select='loss'.", high=1, free=(None,))
-    features: str = option(None, "Features by which images are compared: 'early' for the last early network, or a backbone.")
+    features: str = option(None,
+        "Features by which images are compared: 'early' for the last early network, or a backbone.")
     threshold: float|str = option(None, 'One of `echoselect.thresholds`, or a number.')
     per_class: bool = option(False, 'A threshold for each class.')
-    early_epochs: float = option(None, 'Epochs of the first early network, or a share of `epochs`; others take twice that.', above=True)
-    rounds: int = option(2, 'Rounds in which it is decided which labels to believe; 0 believes all.', high=9, whole=True)
+    early_epochs: float = option(None,
+        'Epochs of the first early network, or a share of `epochs`; others take twice that.', above=True)
+    rounds: int = option(2, 'Rounds in which it is decided which labels to believe; 0 believes all.', high=9,
+        whole=True)
     believed_share: float = option(.5, 'Share of each class that may be believed.', high=1)
     neighbors: int = option(30, 'Neighbours that vote; half as many where only believed labels do.', low=2, whole=True)
     loss: str = option('ce', 'A name in noisynb.losses.')
     loss_options: dict|None = option(None, "Hyper-parameters of the loss, where the preset's are not wanted.")
-    preset: str = option('cifar10', "Table of published hyper-parameters of the loss: 'cifar10', 'cifar100', 'mnist' or 'webvision'.")
+    preset: str = option('cifar10',
+        "Table of published hyper-parameters of the loss: 'cifar10', 'cifar100', 'mnist' or 'webvision'.")
     scale_weights: bool = option(True, "Bring the group weights of mode 'official' to a mean of one.")
 
     renamed = dict(early='early_epochs', share='believed_share', at='milestones')

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
-from ...core import NoisynbError, check_number, documented, hardware, load_torchvision, option, pick_device, require, torch_generator, unknown
+from ...core import NoisynbError, check_number, documented, hardware, load_torchvision, option, pick_device
+from ...core import require, torch_generator, unknown
 from .echomod import Diffusion, EchoMod, Identity
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #0d40708f
@@ -35,7 +36,8 @@ def _ridges(grey):
     size, (h, w) = torch.hypot(gx, gy), grey.shape[2:]
     around = F.pad(size, (1, 1, 1, 1))
     steep, flat = gy.abs() > 2.4142*gx.abs(), gy.abs() < .4142*gx.abs() # within 22.5 degrees of an axis
-    across = [((0, 1), flat), ((1, 0), steep), ((1, 1), ~flat & ~steep & (gx*gy > 0)), ((1, -1), ~flat & ~steep & (gx*gy <= 0))]
+    across = [((0, 1), flat), ((1, 0), steep), ((1, 1), ~flat & ~steep & (gx*gy > 0)),
+        ((1, -1), ~flat & ~steep & (gx*gy <= 0))]
     peak = torch.zeros_like(flat)
     for (dy, dx), there in across:
         one, other = (around[:, :, 1+s*dy:1+s*dy+h, 1+s*dx:1+s*dx+w] for s in (1, -1))
@@ -67,12 +69,17 @@ def prompts(
     template='a photo of a {}', # text with {} where the name goes, or a dictionary from name to text
 )->list:
     "What the generator is told for each class"
-    if classes is None: raise NoisynbError('a prompt is made from the name of a class, and there are no names; give classes=(...), one for each code')
+    if classes is None:
+        raise NoisynbError('a prompt is made from the name of a class, and there are no names; give classes=(...), one '
+                           'for each code')
     if isinstance(template, dict):
         absent = [c for c in classes if c not in template]
-        if absent: raise NoisynbError(f'prompt has no text for {", ".join(map(repr, absent[:5]))}; give one for each class')
+        if absent:
+            raise NoisynbError(f'prompt has no text for {", ".join(map(repr, absent[:5]))}; give one for each class')
         return [str(template[c]) for c in classes]
-    if '{}' not in template: raise NoisynbError(f'prompt is {template!r}, the same for all classes; write {{}} where the name of the class goes')
+    if '{}' not in template:
+        raise NoisynbError(f'prompt is {template!r}, the same for all classes; write {{}} where the name of the class '
+                           'goes')
     return [template.replace('{}', str(c).replace('_', ' ').strip()) for c in classes]
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #dcd91567
@@ -82,7 +89,8 @@ sources = {
     'canny': 'lllyasviel/sd-controlnet-canny@7f2f69197050967007f6bbd23ab5e52f0384162a',
     'taesd': 'madebyollin/taesd@614f76814bbe30edbe2e627ace1c2234c81a2c0e',
 }
-_parts = {'unet': 'config.json', 'vae': 'config.json', 'text_encoder': 'config.json', 'tokenizer': '', 'scheduler': 'scheduler_config.json'}
+_parts = {'unet': 'config.json', 'vae': 'config.json', 'text_encoder': 'config.json', 'tokenizer': '',
+    'scheduler': 'scheduler_config.json'}
 
 def _absent(folder, parts):
     "Files that a folder in the format of diffusers lacks"
@@ -90,8 +98,10 @@ def _absent(folder, parts):
     for part, config in parts.items():
         at = folder/part
         if config and not (at/config).exists(): gone.append(f'{part}/{config}'.lstrip('/'))
-        if config == 'config.json' and not list(at.glob('*.safetensors')): gone.append(f'{part}/*.safetensors'.lstrip('/'))
-        if not config and not any((at/f).exists() for f in ('tokenizer.json', 'vocab.json')): gone.append(f'{part}/vocab.json, {part}/merges.txt')
+        if config == 'config.json' and not list(at.glob('*.safetensors')):
+            gone.append(f'{part}/*.safetensors'.lstrip('/'))
+        if not config and not any((at/f).exists() for f in ('tokenizer.json', 'vocab.json')):
+            gone.append(f'{part}/vocab.json, {part}/merges.txt')
     return gone
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #abb2d691
@@ -100,10 +110,14 @@ def _found(what, parts):
     name, folder = sources.get(str(what), str(what)), Path(str(what)).expanduser()
     if folder.is_dir():
         gone = _absent(folder, parts)
-        if gone: raise NoisynbError(f'{folder} lacks {", ".join(gone)}; it has to be a folder as save_pretrained of diffusers writes it, with weights as .safetensors')
+        if gone:
+            raise NoisynbError(f'{folder} lacks {", ".join(gone)}; it has to be a folder as save_pretrained of '
+                               'diffusers writes it, with weights as .safetensors')
         return str(folder), {}
     owner, _, revision = name.partition('@')
-    if owner.count('/') != 1 or owner.startswith(('.', '~', '/')): raise NoisynbError(f'{what!r} is no folder here and no owner/name of huggingface.co; give one of them, or one of {", ".join(sources)}')
+    if owner.count('/') != 1 or owner.startswith(('.', '~', '/')):
+        raise NoisynbError(f'{what!r} is no folder here and no owner/name of huggingface.co; give one of them, or one '
+                           f'of {", ".join(sources)}')
     return owner, dict(revision=revision or None)
 
 def _loaded(make, what, parts, **options):
@@ -112,9 +126,13 @@ def _loaded(make, what, parts, **options):
     try: return make.from_pretrained(where, use_safetensors=True, **revision, **options)
     except (OSError, ValueError, RuntimeError) as e:
         reason = str(e).strip().partition('\n')[0][:200]
-        if not revision: raise NoisynbError(f'{where} cannot be read by diffusers ({reason}); write it again with save_pretrained(..., safe_serialization=True)') from e
+        if not revision:
+            raise NoisynbError(f'{where} cannot be read by diffusers ({reason}); write it again with '
+                               'save_pretrained(..., safe_serialization=True)') from e
         pinned = f' --revision {revision["revision"]}' if revision['revision'] else ''
-        raise NoisynbError(f'no weights {where} ({reason}); they come from huggingface.co: connect once, or fetch them on another machine with "hf download {where}{pinned} --local-dir FOLDER" and give the folder in place of the name') from e
+        raise NoisynbError(f'no weights {where} ({reason}); they come from huggingface.co: connect once, or fetch them '
+            f'on another machine with "hf download {where}{pinned} --local-dir FOLDER" and give the folder in place of '
+            'the name') from e
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #e334668f
 def _libraries():
@@ -150,7 +168,8 @@ def pipeline(
     with _no_bars():
         parts = {p: c for p, c in _parts.items() if not (p == 'vae' and vae)}
         _found(base, parts) # before anything else is fetched
-        net = _loaded(diffusers.ControlNetModel, control or (own if own.is_dir() else 'canny'), {'': 'config.json'}, dtype=dtype)
+        net = _loaded(diffusers.ControlNetModel, control or (own if own.is_dir() else 'canny'), {'': 'config.json'},
+            dtype=dtype)
         small = {} if vae is None else dict(vae=_loaded(diffusers.AutoModel, vae, {'': 'config.json'}, dtype=dtype))
         return _loaded(diffusers.StableDiffusionControlNetPipeline, base, parts, dtype=dtype, controlnet=net, **small,
             safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False)
@@ -158,11 +177,15 @@ def pipeline(
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #4ef3ef85
 _down, _up = ('CrossAttnDownBlock2D',)*3 + ('DownBlock2D',), ('UpBlock2D',) + ('CrossAttnUpBlock2D',)*3
 shapes = {
-    'sd15': dict(net=dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, down_block_types=_down), unet=dict(sample_size=64, up_block_types=_up), hint=(16, 32, 96, 256),
-        vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512), text=dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)),
-    'tiny': dict(net=dict(block_out_channels=(8, 16), cross_attention_dim=16, down_block_types=_down[2:], layers_per_block=1, norm_num_groups=4, attention_head_dim=4),
+    'sd15': dict(net=dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, down_block_types=_down),
+    unet=dict(sample_size=64, up_block_types=_up), hint=(16, 32, 96, 256),
+        vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512),
+        text=dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)),
+    'tiny': dict(net=dict(block_out_channels=(8, 16), cross_attention_dim=16, down_block_types=_down[2:],
+    layers_per_block=1, norm_num_groups=4, attention_head_dim=4),
         unet=dict(sample_size=8, up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D')), hint=(4, 8),
-        vae=dict(block_out_channels=(4, 8), norm_num_groups=2), text=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=514)),
+        vae=dict(block_out_channels=(4, 8), norm_num_groups=2),
+        text=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=514)),
 }
 
 def random_pipeline(
@@ -181,18 +204,29 @@ def random_pipeline(
     levels = len(s['vae']['block_out_channels'])
     letters = [chr(i) for i in list(range(33, 127)) + list(range(161, 173)) + list(range(174, 324))]
     vocab = {w: i for i, w in enumerate(letters + [w + '</w>' for w in letters] + ['<|startoftext|>', '<|endoftext|>'])}
-    with torch.random.fork_rng(devices=[torch.device(device).index or 0] if str(device).startswith('cuda') else []), torch.device(device):
+    with torch.random.fork_rng(devices=[torch.device(device).index or 0] if str(device).startswith('cuda')
+            else []), torch.device(device):
         torch.manual_seed(seed)
         unet = diffusers.UNet2DConditionModel(**s['net'], **s['unet'], time_cond_proj_dim=256 if distilled else None)
         control = diffusers.ControlNetModel(**s['net'], conditioning_embedding_out_channels=s['hint'])
         for name, p in control.named_parameters(): # the layers that join it to the other network start at zero
-            if name.startswith(('controlnet_down_blocks', 'controlnet_mid_block', 'controlnet_cond_embedding.conv_out')): torch.nn.init.normal_(p, std=.1)
-        if small_vae: vae = diffusers.AutoencoderTiny(encoder_block_out_channels=(64,)*levels, decoder_block_out_channels=(64,)*levels, num_encoder_blocks=(1, *(3,)*(levels - 1)), num_decoder_blocks=(*(3,)*(levels - 1), 1))
-        else: vae = diffusers.AutoencoderKL(**s['vae'], latent_channels=4, down_block_types=('DownEncoderBlock2D',)*levels, up_block_types=('UpDecoderBlock2D',)*levels)
-        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**s['text'], bos_token_id=512, eos_token_id=513, pad_token_id=513))
+            if name.startswith(('controlnet_down_blocks', 'controlnet_mid_block',
+                    'controlnet_cond_embedding.conv_out')):
+                torch.nn.init.normal_(p, std=.1)
+        if small_vae:
+            vae = diffusers.AutoencoderTiny(encoder_block_out_channels=(64,)*levels,
+                decoder_block_out_channels=(64,)*levels, num_encoder_blocks=(1, *(3,)*(levels - 1)),
+                num_decoder_blocks=(*(3,)*(levels - 1), 1))
+        else:
+            vae = diffusers.AutoencoderKL(**s['vae'], latent_channels=4,
+                down_block_types=('DownEncoderBlock2D',)*levels, up_block_types=('UpDecoderBlock2D',)*levels)
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**s['text'], bos_token_id=512, eos_token_id=513,
+            pad_token_id=513))
     for net in (unet, control, vae, text): torch.nn.Module.to(net.eval(), getattr(torch, dtype))
-    schedule = dict(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    return diffusers.StableDiffusionControlNetPipeline(vae, text, transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), unet, control,
+    schedule = dict(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1)
+    return diffusers.StableDiffusionControlNetPipeline(vae, text,
+        transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), unet, control,
         diffusers.DDIMScheduler(**schedule), None, None, None, requires_safety_checker=False)
 
 # %% ../../../nbs/14_methods/24_echoalign/03_controlnet.ipynb #f8bbcfdd
@@ -205,7 +239,9 @@ def _scheduler(config, name, steps, strength, device):
     try:
         if name == 'lcm': s.set_timesteps(steps, device=device, strength=strength)
         else: s.set_timesteps(round(steps/strength), device=device)
-    except ValueError as e: raise NoisynbError(f'steps={steps} are too many for scheduler={name!r} at strength={strength}; take fewer') from e
+    except ValueError as e:
+        where = f'scheduler={name!r} at strength={strength}'
+        raise NoisynbError(f'steps={steps} are too many for {where}; take fewer') from e
     times = s.timesteps[-steps:]
     if hasattr(s, 'set_begin_index'): s.set_begin_index(len(s.timesteps) - steps)
     return s, times
@@ -258,32 +294,40 @@ class ControlNet(EchoMod):
     >>> mod.strength, mod.scheduler is None
     (1.0, True)
     """
-    base: object = option('lcm', 'Weights, as in `pipeline`: a name, owner/name@revision or a folder; or a pipeline of your own.')
+    base: object = option('lcm',
+        'Weights, as in `pipeline`: a name, owner/name@revision or a folder; or a pipeline of your own.')
     control: str | None = option(None, 'Weights of the ControlNet, as in `pipeline`.')
     vae: str | None = option(None, 'Weights of the decoder, as in `pipeline`.')
-    prompt: object = option('a photo of a {}', 'Text with {} where the name of the class goes, or a dict from name to text.')
+    prompt: object = option('a photo of a {}',
+        'Text with {} where the name of the class goes, or a dict from name to text.')
     negative: str = option('', 'What guidance leads away from.')
     size: int = option(256, 'Short side of what is drawn, in pixels; a multiple of 8.')
     steps: int | None = option(None, 'Passes through the network; None for 4 if distilled, else 20.')
     scheduler: str | None = option(None, "'lcm', 'ddim' or 'unipc'; None for 'lcm' if distilled, else 'unipc'.")
     guidance: float | None = option(None, 'Weight of the guidance; 1 for none; None for 8 if distilled, else 7.5.')
-    strength: float = option(1., '1 starts from pure noise, less from the image with that much noise, 0 leaves the image as it is.')
+    strength: float = option(1.,
+        '1 starts from pure noise, less from the image with that much noise, 0 leaves the image as it is.')
     scale: float = option(1., 'Scale of what the ControlNet adds.')
     low: float = option(.1, 'A ridge of `canny` goes on down to this share of the largest gradient.')
     high: float = option(.2, 'A ridge of `canny` counts if it reaches this share somewhere.')
     sigma: float = option(1.4, 'Blur before `canny`, in pixels.')
     batch_size: int | None = option(None, 'Images at a time; None for 64 on CUDA, else 4.')
-    dtype: str | None = option(None, "Of weights that are loaded, 'float32' or 'bfloat16'; None for bfloat16 on CUDA, else float32.")
+    dtype: str | None = option(None,
+        "Of weights that are loaded, 'float32' or 'bfloat16'; None for bfloat16 on CUDA, else float32.")
     compile: bool = option(False, 'Compile the networks; the first batch then takes a minute longer.')
-    free = EchoMod.free + ('base', 'control', 'vae', 'batch_size', 'compile') # the weights themselves are in the fingerprint
+    free = EchoMod.free + ('base', 'control', 'vae', 'batch_size',
+        'compile') # the weights themselves are in the fingerprint
 
     def fit(self, images, given, n_classes, classes=None, trust=None):
         "Load the weights and encode the prompts; images, given labels and `trust` teach this form nothing"
         if self.size < 8 or self.size % 8: raise NoisynbError(f'size is {self.size}; give a multiple of 8, such as 256')
         check_number(self.strength, 'strength', high=1)
-        if self.scheduler is not None and self.scheduler not in (kinds := ('lcm', 'ddim', 'unipc')): raise unknown('scheduler', self.scheduler, kinds)
+        if self.scheduler is not None and self.scheduler not in (kinds := ('lcm', 'ddim', 'unipc')):
+            raise unknown('scheduler', self.scheduler, kinds)
         if self.steps is not None and self.steps < 1: raise NoisynbError(f'steps is {self.steps}; give 1 or more')
-        if np.shape(images)[-1] not in (1, 3): raise NoisynbError(f'the images have {np.shape(images)[-1]} channels; give grey or RGB images: images[..., :3] drops an alpha channel')
+        if np.shape(images)[-1] not in (1, 3):
+            raise NoisynbError(f'the images have {np.shape(images)[-1]} channels; give grey or RGB images: images[..., '
+                               ':3] drops an alpha channel')
         self.prompts_ = prompts(classes, self.prompt)
         return super().fit(images, given, n_classes, classes, trust)
 
@@ -296,7 +340,9 @@ class ControlNet(EchoMod):
         self.pipe_ = pipe.to(place)
         self._nets = [n.to(memory_format=torch.channels_last) for n in (pipe.controlnet, pipe.unet, pipe.vae)]
         self.distilled_ = pipe.unet.config.time_cond_proj_dim is not None
-        self.steps_, self.scheduler_, self.guidance_ = (a if a is not None else b for a, b in zip((self.steps, self.scheduler, self.guidance), (4, 'lcm', 8.) if self.distilled_ else (20, 'unipc', 7.5)))
+        self.steps_, self.scheduler_, self.guidance_ = (a if a is not None else b for a,
+            b in zip((self.steps, self.scheduler, self.guidance),
+            (4, 'lcm', 8.) if self.distilled_ else (20, 'unipc', 7.5)))
         if self.strength: _scheduler(pipe.scheduler.config, self.scheduler_, self.steps_, self.strength, 'cpu')
         self.words_ = self._encoded(self.prompts_ + [self.negative])
         if self.compile: self._nets[:2] = map(torch.compile, self._nets[:2])
@@ -306,15 +352,19 @@ class ControlNet(EchoMod):
         import torch
         tok, longest = self.pipe_.tokenizer, self.pipe_.tokenizer.model_max_length
         long = [t for t in texts if len(tok(t).input_ids) > longest]
-        if long: raise NoisynbError(f'the prompt {long[0][:60]!r}... has more than {longest} tokens, and the rest would not be read; make it shorter')
+        if long:
+            raise NoisynbError(f'the prompt {long[0][:60]!r}... has more than {longest} tokens, and the rest would not '
+                               'be read; make it shorter')
         ids = tok(texts, padding='max_length', max_length=longest, return_tensors='pt').input_ids
         with torch.inference_mode(): return self.pipe_.text_encoder(ids.to(self.pipe_.device))[0]
 
     def _state(self):
         import torch
         nets = self.pipe_.controlnet, self.pipe_.unet, self.pipe_.vae, self.pipe_.text_encoder
-        weights = (x for n in nets for k, v in n.state_dict().items() for x in (k, v.contiguous().flatten().view(torch.uint8).cpu().numpy()))
-        settings = self.prompts_, self.steps_, self.scheduler_, self.guidance_, str(self.pipe_.dtype), sorted((k, str(v)) for k, v in self.pipe_.scheduler.config.items() if k[0] != '_')
+        weights = (x for n in nets for k, v in n.state_dict().items()
+            for x in (k, v.contiguous().flatten().view(torch.uint8).cpu().numpy()))
+        settings = self.prompts_, self.steps_, self.scheduler_, self.guidance_, str(self.pipe_.dtype), sorted((k,
+            str(v)) for k, v in self.pipe_.scheduler.config.items() if k[0] != '_')
         return [repr(settings), *weights]
 
     def _edit(self, images, labels, rows):
@@ -334,8 +384,10 @@ class ControlNet(EchoMod):
         place, (h, w, c) = self.pipe_.device, images.shape[1:]
         x = torch.tensor(images, device=place).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float()/255
         x = interpolate(x, size=_canvas(h, w, self.size), mode='bicubic', antialias=True).clamp(0, 1)
-        y = self._denoised(x, torch.as_tensor(labels, device=place), [torch_generator(self.random_state, f'echo {r}') for r in rows]).float()/2 + .5
-        if not y.isfinite().all(): raise NoisynbError("the generator gave NaN or infinity; try dtype='float32', or another base")
+        y = self._denoised(x, torch.as_tensor(labels, device=place),
+            [torch_generator(self.random_state, f'echo {r}') for r in rows]).float()/2 + .5
+        if not y.isfinite().all():
+            raise NoisynbError("the generator gave NaN or infinity; try dtype='float32', or another base")
         y = interpolate(y.clamp(0, 1), size=(h, w), mode='bicubic', antialias=True).clamp(0, 1)
         if c == 1: y = (y*y.new_tensor([.299, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
         return (y*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -346,20 +398,24 @@ class ControlNet(EchoMod):
         from diffusers.utils.torch_utils import randn_tensor
         (control, unet, vae), kind, b = self._nets, self.words_.dtype, len(x)
         s, times = _scheduler(self.pipe_.scheduler.config, self.scheduler_, self.steps_, self.strength, x.device)
-        edges, scaling = canny(x, self.low, self.high, self.sigma).to(kind).expand(-1, 3, -1, -1), vae.config.scaling_factor
+        edges, scaling = canny(x, self.low, self.high, self.sigma).to(kind).expand(-1, 3, -1,
+            -1), vae.config.scaling_factor
         shape = b, unet.config.in_channels, *(side//self.pipe_.vae_scale_factor for side in x.shape[2:])
         z = randn_tensor(shape, streams, x.device, kind)
         if self.strength < 1:
             found = vae.encode((x*2 - 1).to(kind))
-            z = s.add_noise((found.latent_dist.mode() if hasattr(found, 'latent_dist') else found.latents)*scaling, z, times[:1].expand(b))
+            z = s.add_noise((found.latent_dist.mode() if hasattr(found, 'latent_dist') else found.latents)*scaling, z,
+                times[:1].expand(b))
         words, both = self.words_[labels], not self.distilled_ and self.guidance_ != 1
         if both: words, edges = torch.cat([self.words_[-1:].expand_as(words), words]), torch.cat([edges, edges])
-        built_in = self.pipe_.get_guidance_scale_embedding(torch.full((b,), self.guidance_ - 1.), unet.config.time_cond_proj_dim).to(z) if self.distilled_ else None
+        built_in = self.pipe_.get_guidance_scale_embedding(torch.full((b,), self.guidance_ - 1.),
+            unet.config.time_cond_proj_dim).to(z) if self.distilled_ else None
         chance = dict(generator=streams) if 'generator' in inspect.signature(s.step).parameters else {}
         for t in times:
             seen = torch.cat([z, z]) if both else z
             down, mid = control(seen, t, words, edges, self.scale, return_dict=False)
-            eps = unet(seen, t, words, timestep_cond=built_in, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False)[0]
+            eps = unet(seen, t, words, timestep_cond=built_in, down_block_additional_residuals=down,
+                mid_block_additional_residual=mid, return_dict=False)[0]
             if both: eps = eps[:b] + self.guidance_*(eps[b:] - eps[:b])
             z = s.step(eps, t, z, return_dict=False, **chance)[0]
         return vae.decode(z/scaling, return_dict=False)[0]
@@ -395,8 +451,10 @@ def throughput(
 )->dict:
     "Images per second of `ControlNet.edit` on CIFAR-sized images, with random weights"
     import torch
-    place, images = pick_device(device), np.random.default_rng(0).integers(0, 256, (batch_size*batches, 32, 32, 3), dtype=np.uint8)
-    pipe = random_pipeline(shape, distilled, small_vae, device=place, dtype='bfloat16' if place.startswith('cuda') else 'float32')
+    place, images = pick_device(device), np.random.default_rng(0).integers(0, 256, (batch_size*batches, 32, 32, 3),
+        dtype=np.uint8)
+    pipe = random_pipeline(shape, distilled, small_vae, device=place,
+        dtype='bfloat16' if place.startswith('cuda') else 'float32')
     mod = ControlNet(base=pipe, batch_size=batch_size, device=place, **options)
     labels, rows = np.arange(len(images)) % 10, np.arange(len(images))
     mod.fit(images, labels, 10, tuple(map(str, range(10))))
@@ -406,5 +464,6 @@ def throughput(
     mod.edit(images, labels, rows)
     rate = len(images)/(time.perf_counter() - warm)
     memory = {'peak_gib': torch.cuda.max_memory_allocated(place)/2**30} if place.startswith('cuda') else {}
-    return dict(images_per_second=rate, minutes_for_50000=50_000/rate/60, first_batch_seconds=warm - started, size=mod.size, steps=mod.steps_, distilled=distilled, small_vae=small_vae,
+    return dict(images_per_second=rate, minutes_for_50000=50_000/rate/60, first_batch_seconds=warm - started,
+        size=mod.size, steps=mod.steps_, distilled=distilled, small_vae=small_vae,
         compile=mod.compile, batch_size=batch_size, **memory, hardware=hardware(place), torch=torch.__version__)

@@ -43,7 +43,8 @@ def _share(text):
     "The number after `quantile:`"
     try: share = float(text)
     except ValueError: share = -1.
-    if not 0 <= share <= 1: raise NoisynbError(f"the threshold is 'quantile:{text}'; give a share from 0 to 1, such as 'quantile:0.4'")
+    if not 0 <= share <= 1:
+        raise NoisynbError(f"the threshold is 'quantile:{text}'; give a share from 0 to 1, such as 'quantile:0.4'")
     return share
 
 def _otsu(s):
@@ -62,7 +63,8 @@ def network_features(
     "What a network makes of images before it decides"
     return lambda images: evaluate(Trunk(network), ImageSet(images, device, statistics, size=size)).cpu().numpy()
 
-def _in_batches(function, images, size=1024): return np.concatenate([function(np.asarray(images[i:i + size])) for i in range(0, len(images), size)])
+def _in_batches(function, images, size=1024):
+    return np.concatenate([function(np.asarray(images[i:i + size])) for i in range(0, len(images), size)])
 
 # %% ../../../nbs/14_methods/24_echoalign/04_echoselect.ipynb #de055b40
 @documented
@@ -117,16 +119,23 @@ class EchoSelect:
         echoes, # as originals, in the same order
         y=None, # (n,) given labels; only `per_class` needs them
     ):
-        "Find `similarity_` (n,), `threshold_` (one, or one for each label of `classes_`) and `keep_` (n,) bool; returns self"
-        if len(originals) != len(echoes): raise NoisynbError(f'{len(originals):,} originals and {len(echoes):,} echoes; give one echo for each, in the same order')
+        "Find `similarity_` (n,), `threshold_` (one, or one for each of `classes_`) and `keep_` (n,) bool; returns self"
+        if len(originals) != len(echoes):
+            raise NoisynbError(f'{len(originals):,} originals and {len(echoes):,} echoes; give one echo for each, in '
+                               'the same order')
         if not len(originals): raise NoisynbError('there are no originals; give one or more')
         found = [np.asarray(x) for x in self._rows(originals, echoes)]
-        if found[0].shape != found[1].shape or found[0].ndim != 2: raise NoisynbError(f'features have shapes {found[0].shape} and {found[1].shape}; give rows (n, d) of one length' + ', or features=, by which images are compared'*(found[0].ndim == 4))
+        if found[0].shape != found[1].shape or found[0].ndim != 2:
+            raise NoisynbError(f'features have shapes {found[0].shape} and {found[1].shape}; give rows (n, d) of one '
+                               'length' + ', or features=, by which images are compared'*(found[0].ndim == 4))
         for name, x in zip(('originals', 'echoes'), found):
-            if not (whole := np.isfinite(x).all(1)).all(): raise NoisynbError(f'the features of {name} hold NaN or infinity at row {whole.argmin()}; repair or remove it')
+            if not (whole := np.isfinite(x).all(1)).all():
+                raise NoisynbError(f'the features of {name} hold NaN or infinity at row {whole.argmin()}; repair or '
+                                   'remove it')
         self.similarity_ = cosine(*found).astype(np.float64)
         if not self.per_class: self.threshold_ = cut(self.similarity_, self.threshold)
-        elif y is None: raise NoisynbError('a threshold for each class needs the given labels: fit(originals, echoes, y)')
+        elif y is None:
+            raise NoisynbError('a threshold for each class needs the given labels: fit(originals, echoes, y)')
         else:
             self.classes_, codes = np.unique(y, return_inverse=True)
             self.threshold_ = cut_by_class(self.similarity_, codes, len(self.classes_), self.threshold)
@@ -137,9 +146,13 @@ class EchoSelect:
         "Features of both"
         f = self.features
         if f is None: return originals, echoes
-        if hasattr(f, 'fit') and not hasattr(f, 'weights_') and not hasattr(f, 'transform'): raise NoisynbError(f'{type(f).__name__} is not fitted, or no method that trains a network; fit it first')
-        if hasattr(f, 'weights_'): f = network_features(f._trained()[0], tuple(map(tuple, f.statistics_.tolist())), f._device, f.architecture_.get('crop'))
-        if callable(f) and not hasattr(f, 'transform'): return [_in_batches(f, images) for images in (originals, echoes)]
+        if hasattr(f, 'fit') and not hasattr(f, 'weights_') and not hasattr(f, 'transform'):
+            raise NoisynbError(f'{type(f).__name__} is not fitted, or no method that trains a network; fit it first')
+        if hasattr(f, 'weights_'):
+            f = network_features(f._trained()[0], tuple(map(tuple, f.statistics_.tolist())), f._device,
+                f.architecture_.get('crop'))
+        if callable(f) and not hasattr(f, 'transform'):
+            return [_in_batches(f, images) for images in (originals, echoes)]
         kind, argument, _ = parse(f) if isinstance(f, str) else ('', '', {})
         if kind == 'pca': return pca(int(argument or 64), originals, echoes)[0] # the same components for both
         return [extract(images, f, device=self.device) for images in (originals, echoes)]

@@ -17,7 +17,8 @@ from ...networks import Trunk
 from ...training import autocast, batches, evaluate, paced, step
 from ..base import NoisyLabelClassifier, check_training, linear_proba
 from ..images import ImageMethod, judge, warming
-from .dilution import affinity, centred, couplings, dilute, dilute_set, factor, metrics, sparse_factor, suited_k
+from .dilution import affinity, centred, couplings, dilute, dilute_set, factor, metrics
+from .dilution import sparse_factor, suited_k
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #f973d5b6
 def start_labels(
@@ -38,7 +39,8 @@ def remember(
     return torch.where(table.sum(1, keepdim=True) > 0, (1 - beta)*q + beta*table, q)
 
 # %% ../../../nbs/14_methods/23_lend/01_lend.ipynb #52f59f22
-weightings = dict(softmax='softmax of Z at the given label', agree='1 if the largest entry is that of the given label, else 0')
+weightings = dict(softmax='softmax of Z at the given label',
+    agree='1 if the largest entry is that of the given label, else 0')
 
 def soft_labels(
     Z, # (b, n_classes) diluted
@@ -213,7 +215,9 @@ class LEND(ImageMethod):
     include_self: bool = option(None, 'Whether `k` counts the row itself.')
     gamma: float = option(None, 'Power of the inner products.', low=0)
     metric: str = option(None, 'What makes neighbours.', choices=metrics)
-    coupling: str = option(None, "How two rows are joined: by the rows that both point to ('out'), or that point to both ('in').", choices=couplings)
+    coupling: str = option(None,
+        "How two rows are joined: by the rows that both point to ('out'), or that point to both ('in').",
+        choices=couplings)
     propagation: float = option(None, 'Share of a label that comes from neighbours (c).', high=.9999)
     steps: int = option(None, 'Steps of the walk; 0 for the closed form.', whole=True)
     anchor: bool = option(None, 'Whether each step of the walk mixes with the start.')
@@ -221,8 +225,12 @@ class LEND(ImageMethod):
     history: str = option(None, 'Where earlier epochs come in.', choices=('input', 'output', 'none'))
     history_start: int = option(None, 'First epoch in which earlier ones come in.', whole=True)
     beta: float = option(None, 'Share of the given label in the input, or of the last visit in the output.', high=1)
-    weighting: str = option(None, "What a given label counts: its share ('softmax'), or 1 where it is the largest entry ('agree').", choices=weightings)
-    graph: str = option(None, "Rows of the graph: those of a 'batch', with those of the last ones before it ('bank'), or all ('set').", choices=graphs)
+    weighting: str = option(None,
+        "What a given label counts: its share ('softmax'), or 1 where it is the largest entry ('agree').",
+        choices=weightings)
+    graph: str = option(None,
+        "Rows of the graph: those of a 'batch', with those of the last ones before it ('bank'), or all ('set').",
+        choices=graphs)
     bank: int = option(None, 'Rows of the bank.', whole=True)
     stratified: bool = option(None, 'The same share of each class in every batch.')
     warmup: float = option(None, 'Plain cross entropy first, in epochs or as a share of the run.', low=0)
@@ -316,7 +324,8 @@ class LENDGraph(NoisyLabelClassifier):
     """
     renamed = dict(centre='center')
 
-    def __init__(self, k=7, gamma=3., coupling='out', propagation=.97, steps=None, center=True, C=1., metric='euclidean',
+    def __init__(self, k=7, gamma=3., coupling='out', propagation=.97, steps=None, center=True, C=1.,
+            metric='euclidean',
             standardize=False, engine='auto', device='auto'):
         self.k, self.gamma, self.coupling, self.propagation, self.steps = k, gamma, coupling, propagation, steps
         self.center, self.C = center, C
@@ -335,7 +344,8 @@ class LENDGraph(NoisyLabelClassifier):
         q = np.eye(C)[codes]
         if n > 1 and C > 1:
             k, rows = min(self.k, n - 1), Z if self.standardize else X
-            if graph is None: graph = NeighborGraph(k, metric=self.metric, engine=self.engine, device=self.device).fit(rows)
+            if graph is None:
+                graph = NeighborGraph(k, metric=self.metric, engine=self.engine, device=self.device).fit(rows)
             else: graph.check(rows, k)
             B, u = sparse_factor(graph.rows_, graph.indices_[:, :k], self.gamma, self.coupling)
             q = dilute_set(B, q, self.propagation, self.steps)
@@ -344,7 +354,9 @@ class LENDGraph(NoisyLabelClassifier):
 
     def _check(self):
         if self.coupling not in couplings: raise unknown('coupling', self.coupling, couplings)
-        for name, limits in dict(k=dict(low=1, whole=True), gamma={}, propagation=dict(high=.9999), C=dict(above=True)).items(): check_number(getattr(self, name), name, **limits)
+        for name, limits in dict(k=dict(low=1, whole=True), gamma={}, propagation=dict(high=.9999),
+                C=dict(above=True)).items():
+            check_number(getattr(self, name), name, **limits)
         if self.steps is not None: whole_number(self.steps, 'steps')
 
     def _learn(self, Z, codes, q):
@@ -353,11 +365,13 @@ class LENDGraph(NoisyLabelClassifier):
         best = q.argmax(1)
         self.label_quality_, self.quality_threshold_ = judge(codes, q)[0], .5
         self.corrected_labels_, self.diluted_ = self.classes_[best], q
-        self.coef_, self.intercept_ = np.zeros((len(self.classes_), Z.shape[1])), np.where(np.bincount(best, minlength=len(self.classes_)) > 0, 0., -np.inf)
+        self.coef_, self.intercept_ = np.zeros((len(self.classes_), Z.shape[1])), np.where(np.bincount(best,
+            minlength=len(self.classes_)) > 0, 0., -np.inf)
         kept = np.unique(best)
         if len(kept) > 1:
             two = np.partition(q, -2, 1)[:, -2:]
-            probe = LogisticRegression(C=self.C, max_iter=500).fit(Z, best, sample_weight=np.maximum(1 - two[:, 0]/two[:, 1], 1e-6))
+            probe = LogisticRegression(C=self.C, max_iter=500).fit(Z, best,
+                sample_weight=np.maximum(1 - two[:, 0]/two[:, 1], 1e-6))
             at = kept[-len(probe.coef_):] # two classes share a row
             self.coef_[at], self.intercept_[at] = probe.coef_, probe.intercept_
         self.coef_ /= self.std_

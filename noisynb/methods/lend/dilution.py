@@ -11,7 +11,8 @@ import torch
 from ...core import check_number, unknown
 
 # %% ../../../nbs/14_methods/23_lend/00_dilution.ipynb #c18425e9
-metrics = dict(euclidean='length of the difference', inner='inner product', cosine='inner product of rows of length one')
+metrics = dict(euclidean='length of the difference', inner='inner product',
+    cosine='inner product of rows of length one')
 
 def affinity(
     v, # (b, d) embeddings; half precision is cast up
@@ -95,7 +96,8 @@ def sparse_factor(
     A = sparse.csr_array((strength.ravel(), neighbors.ravel(), np.arange(0, n*k + 1, k)), (n, n))
     if coupling == 'in': A = A.T.tocsr()
     degree = A @ A.sum(0)
-    return A.multiply(np.where(degree > 0, degree, np.inf)[:, None]**-.5).tocsr(), np.sqrt(degree/max(degree.sum(), 1e-300))
+    return A.multiply(np.where(degree > 0, degree, np.inf)[:, None]**-.5).tocsr(), np.sqrt(degree
+        /max(degree.sum(), 1e-300))
 
 def dilute_set(
     B, # (n, n) from `sparse_factor`

@@ -7,12 +7,12 @@ __all__ = ['maps', 'schemes', 'kinds', 'targets', 'transition', 'Noisy', 'instan
            'long_tail']
 
 # %% ../nbs/04_noise.ipynb #78288cf8
-import random
+import math, random
 from dataclasses import dataclass, replace
 import numpy as np
 from .core import NoisynbError, generator, unknown
 from .datasets import datasets
-from .datasets.base import next_in_group
+from .datasets.base import class_indices, next_in_group
 from .show import Table
 
 # %% ../nbs/04_noise.ipynb #35831b5d
@@ -283,19 +283,11 @@ kinds = dict(none='the labels as they are', symmetric='any other class, all alik
     pair='the next class', instance="decided by the example's features (Xia et al. 2020)",
     matrix='any transition matrix') | _human
 
-def _labels(labels, n_classes=None, what='labels'):
-    "`labels` as (n,) int64, all within the classes"
-    y = np.asarray(labels)
-    if y.ndim != 1 or not len(y):
-        raise NoisynbError(f'{what} have the shape {y.shape}; give one label for each example, at least one')
-    if y.dtype.kind not in 'iu' and not (y.dtype.kind == 'f' and np.isfinite(y).all() and (y == np.floor(y)).all()):
-        raise NoisynbError(f'{what} are {y.dtype} such as {y[0]!r}; give class numbers from 0 (numpy.unique(labels, '
-                           'return_inverse=True) makes them)')
-    bad = np.flatnonzero((y < 0) | (y >= (np.inf if n_classes is None else n_classes)))
-    if len(bad):
-        raise NoisynbError(f'{what}[{bad[0]}] is {y[bad[0]]}; class numbers go from 0 to '
-                           f'{"C" if n_classes is None else n_classes} - 1, pass n_classes if there are more')
-    return y.astype(np.int64)
+def _true_labels(split, n_classes=math.inf):
+    "The labels of a split, or an array of them, as (n,) int64; at least one"
+    y = class_indices(getattr(split, 'labels', split), 'labels', n_classes)
+    if not len(y): raise NoisynbError('labels have shape (0,); give one label for each example, at least one')
+    return y
 
 # %% ../nbs/04_noise.ipynb #8976ea12
 def _matrix(matrix):
@@ -375,9 +367,10 @@ def corrupt(split, kind:str, rate:float=None, seed=0, scheme:str=None, n_classes
     if needs or rate is not None: rate = _rate(rate)
     if kind not in kinds and kind not in human: raise unknown('kind of noise', kind, dict.fromkeys([*kinds, *human]))
     T = _matrix(matrix) if kind == 'matrix' else None
-    y = _labels(getattr(split, 'labels', split), n_classes if T is None else len(T))
+    if T is not None: n_classes = len(T)
+    y = _true_labels(split, math.inf if n_classes is None else n_classes)
     C = len(T) if T is not None else n_classes or 1 + max(int(np.max(v)) for v in (y, *human.values()))
-    if kind in human: return _record(y, _labels(human[kind], C, f'human[{kind!r}]'), C, kind)
+    if kind in human: return _record(y, class_indices(human[kind], f'human[{kind!r}]', C), C, kind)
     if kind in _human:
         raise NoisynbError(f'this split has no human labels {kind!r} (it has: {", ".join(human) or "none"}); load '
                            'cifar10n or cifar100n')
@@ -449,7 +442,7 @@ def subsample(split, n:int, seed=0, scheme:str=None)->np.ndarray:
     >>> labels[subsample(labels, 3)].tolist()
     [0, 0, 1]
     """
-    y = _labels(getattr(split, 'labels', split))
+    y = _true_labels(split)
     if not isinstance(n, (int, np.integer)) or not 1 <= n <= len(y):
         raise NoisynbError(f'{n!r} examples out of {len(y)}; give an integer from 1 to {len(y)}')
     if scheme == 'wann':
@@ -495,7 +488,7 @@ def long_tail(split, ratio:float, seed=0, scheme:str=None)->np.ndarray:
     >>> np.bincount(labels[long_tail(labels, .25)]).tolist()
     [100, 50, 25]
     """
-    y = _labels(getattr(split, 'labels', split))
+    y = _true_labels(split)
     counts, C = np.bincount(y), int(y.max()) + 1
     if not _rate(ratio, 'ratio'):
         raise NoisynbError('ratio is 0; give the size of the last class over that of the first, above 0')

@@ -136,7 +136,7 @@ def test_identity_changes_nothing():
     assert (echoes == images).all() and echoes is not images
     assert cosine(images.reshape(len(images), -1), echoes.reshape(len(images), -1)) == pytest.approx(1)
 
-bad = [(dict(images=images/255.), 'bytes'), (dict(images=images[..., 0]), 'bytes'), (dict(given=codes[1:]), 'one code'), (dict(given=codes/1.), 'one code'), (dict(given=codes + 1), 'codes from 0 to 1'),
+bad = [(dict(images=images/255.), 'bytes'), (dict(images=images[..., 0]), 'bytes'), (dict(given=codes[1:]), '48 images and 47 entries in given'), (dict(given=codes/1.), 'type float64'), (dict(given=codes + 1), 'go from 0 to 1'),
        (dict(given=codes - 1), r'given\[\d+\] is -1'), (dict(classes=['a']), '1 names'), (dict(trust=[1.]), 'trust'), (dict(images=images[:0], given=codes[:0]), 'no images')]
 @pytest.mark.parametrize('wrong, why', bad, ids=[w for _, w in bad])
 def test_fit_refuses(wrong, why):
@@ -147,7 +147,7 @@ def test_edit_refuses(fitted):
         with pytest.raises(NoisynbError, match='not fitted'): call()
     for wrong in dict(epochs=0), dict(epochs=2.5), dict(batch_size=0), dict(learning_rate=0), dict(flip='no'):
         with pytest.raises(NoisynbError, match=next(iter(wrong))): EarlyNetwork(**wrong).fit(images, codes, 2)
-    with pytest.raises(NoisynbError, match='codes from 0 to 1'): fitted.edit(images, codes + 2, rows)
+    with pytest.raises(NoisynbError, match='go from 0 to 1'): fitted.edit(images, codes + 2, rows)
     with pytest.raises(NoisynbError, match='row number'): fitted.edit(images, codes, rows[1:])
     with pytest.raises(NoisynbError, match='fitted on'): fitted.edit(images[:, :4], codes, rows)
     assert fitted.edit(images[:0], codes[:0], rows[:0]).shape == (0, 8, 8, 1)

@@ -14,7 +14,7 @@ import numpy as np
 from ..core import NoisynbError
 from ..show import track
 from ..disk import atomic_path
-from .base import Dataset, Split, _labels, _one_each
+from .base import Dataset, Split, class_indices
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #5fd8c70e
 def _pieces(url, response):
@@ -168,8 +168,7 @@ def _batch(record, key):
                            'uint8 (n, 3072); fetch the archive again')
     if isinstance(labels, list) and not all(type(v) is int for v in labels):
         raise NoisynbError(f'{key} are not whole numbers; fetch the archive again')
-    labels = _labels(labels, 'labels')
-    _one_each(len(data), dict(labels=labels))
+    labels = class_indices(labels, 'labels', None, len(data))
     return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #94e379ad
@@ -203,7 +202,7 @@ def read_human(
         if absent:
             raise NoisynbError(f'there is no {absent[0]!r} in it, only {sorted(record)}; is it the file of another '
                                'data set?')
-        own = _labels(record['clean_label'], 'clean_label')
+        own = class_indices(record['clean_label'], 'clean_label', None)
         if len(own) != len(clean):
             raise NoisynbError(f'it labels {len(own):,} images and the data set has {len(clean):,}; use the official '
                                'training set, complete and in order')
@@ -211,7 +210,7 @@ def read_human(
         if len(wrong):
             raise NoisynbError(f'its clean label of image {wrong[0]} is {own[wrong[0]]}, the image\'s is '
                                f'{clean[wrong[0]]} ({len(wrong):,} differ); use the official training set in its order')
-        return {name: _labels(record[k], k) for name, k in keys.items()}
+        return {name: class_indices(record[k], k, None) for name, k in keys.items()}
 
 # %% ../../nbs/03_datasets/01_formats.ipynb #0a4ab626
 def read_arrays(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from ...core import NoisynbError, check_options, option, pick_device, processor_threads, torch_generator
+from ...datasets.base import class_indices
 from ...losses import make_loss
 from ...neighbors import NeighborGraph
 from ...networks import Trunk, architecture, build_network
@@ -25,18 +26,10 @@ def check_set(
     what:str='labels', # name of the labels in the error
 )->np.ndarray: # (n,) int64
     "The labels as an int64 array, or an error that says what doesn't fit"
-    labels = np.asarray(labels)
     if len(np.shape(images)) != 4 or images.dtype != np.uint8:
         raise NoisynbError(f'images are {getattr(images, "dtype", type(images).__name__)} of shape {np.shape(images)}; '
                            'give bytes (n, h, w, c)')
-    if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
-        raise NoisynbError(f'{what} are {labels.dtype} of shape {labels.shape} for {len(images):,} images; give one '
-                           'code from 0 for each')
-    outside = (labels < 0) | (labels >= n_classes)
-    if outside.any():
-        raise NoisynbError(f'{what}[{outside.argmax()}] is {labels[outside.argmax()]}, and there are {n_classes} '
-                           f'classes; give codes from 0 to {n_classes - 1}')
-    return labels.astype(np.int64)
+    return class_indices(labels, what, n_classes, len(images))
 
 # %% ../../../nbs/14_methods/24_echoalign/00_early.ipynb #91072444
 @dataclass(eq=False, repr=False)
